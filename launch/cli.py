@@ -1,0 +1,151 @@
+"""The `stepladder` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import ExitCode, UsageError
+
+_EPILOG = "A recipe is a TOML file or the name of a shipped one (stepladder recipes). Start here: stepladder run demo"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code. A user's mistake is a sentence on stderr and code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    try:
+        return options.command(options, given)
+    except UsageError as error:
+        _complain(error.problems)
+        return ExitCode.USAGE
+    except BrokenPipeError:  # `stepladder strategies | head`
+        sys.stderr.close()
+        return ExitCode.DONE
+
+
+def _complain(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stepladder",
+        description="Train with PyTorch; every optimization is a measured rung.",
+        epilog=_EPILOG,
+    )
+    from .. import __version__
+
+    parser.add_argument("--version", action="version", version=f"stepladder {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="train a recipe; starts its ranks, or is one of them under torchrun")
+    _recipe_arguments(run)
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<name>-<date>-<time>-<id>)")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", help="say what a recipe means, or everything that is wrong with it")
+    _recipe_arguments(check)
+    check.set_defaults(command=_check)
+
+    diff = commands.add_parser("diff", help="say in what two recipes differ")
+    diff.add_argument("before", metavar="RECIPE_A")
+    diff.add_argument("after", metavar="RECIPE_B")
+    diff.set_defaults(command=_diff)
+
+    strategies = commands.add_parser("strategies", help="the table of techniques, or the page of one")
+    strategies.add_argument("name", nargs="?", help="a strategy, for its page and its keys")
+    strategies.set_defaults(command=_strategies)
+
+    recipes = commands.add_parser("recipes", help="list the shipped recipes")
+    recipes.set_defaults(command=_recipes)
+
+    keys = commands.add_parser("keys", help="every key of a recipe with its type, default and meaning (Markdown)")
+    keys.set_defaults(command=_keys)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE", help="change a key")
+    parser.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: GPUs, or run.cpu_ranks)")
+
+
+def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from ..trainer.checkpoint.errors import CheckpointError
+    from ..trainer.data.check import check_data
+    from ..trainer.data.errors import DataError
+    from . import recipe as recipes
+    from .devices import count_gpus
+    from .plan import make_plan
+    from .ranks import Ranks
+
+    if options.resume and options.out is None:
+        raise UsageError("--resume: continue which run? give its folder with --out")
+    if options.ranks is not None and options.ranks < 1:
+        raise UsageError(f"--ranks {options.ranks}: a run needs at least 1 rank")
+    ranks = Ranks.from_environment()
+    try:
+        recipe = recipes.read(options.recipe, options.overrides)
+        num_ranks = ranks.num_ranks if ranks else options.ranks
+        plan = make_plan(recipe, num_gpus=count_gpus(), num_ranks=num_ranks, started=ranks is not None)
+        check_data(recipe.data, recipe.batch.sequence_length)
+        if ranks is None:
+            from .start import start
+
+            return start(plan, given, out=options.out, resume=options.resume)
+        from .worker import work
+
+        return work(plan, ranks, out=options.out, resume=options.resume, command=["stepladder", *given])
+    except (DataError, UsageError) as error:
+        if ranks is None or ranks.rank == 0:  # every rank finds the same; one says so
+            _complain(getattr(error, "problems", (str(error),)))
+        return ExitCode.USAGE
+    except CheckpointError as error:
+        if ranks is None or ranks.rank == 0:
+            _complain([str(error)])
+        return ExitCode.CHECKPOINT
+
+
+def _check(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from . import recipe as recipes
+    from .devices import count_gpus
+    from .plan import make_plan
+
+    recipe = recipes.read(options.recipe, options.overrides)
+    num_gpus = count_gpus()
+    # A recipe for a larger machine is checked as if on that machine: a laptop must be able to say that it is sound.
+    plan = make_plan(recipe, num_gpus=num_gpus, num_ranks=options.ranks, started=num_gpus == 0)
+    print(*plan.summary(), f"recipe      {recipe.name}, sha256 {recipes.recipe_hash(recipe)[:16]}: no problems", sep="\n")
+    return ExitCode.DONE
+
+
+def _diff(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from . import recipe as recipes
+
+    lines = recipes.diff(recipes.read(options.before), recipes.read(options.after))
+    print(*lines or ["no difference"], sep="\n")
+    return ExitCode.DONE
+
+
+def _strategies(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from . import manual
+
+    print(manual.page(options.name) if options.name else manual.overview())
+    return ExitCode.DONE
+
+
+def _recipes(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from . import manual
+
+    print(manual.shipped_recipes())
+    return ExitCode.DONE
+
+
+def _keys(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from . import manual
+
+    print(manual.keys())
+    return ExitCode.DONE

@@ -1,0 +1,27 @@
+"""What a user can have got wrong, and the codes with which the command ends."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `stepladder`, the same however the workers were started by it."""
+
+    DONE = 0
+    FAILED = 1
+    """The training failed; the reason stands above."""
+    USAGE = 2
+    """The recipe, the command or the data cannot be used; nothing was written."""
+    CHECKPOINT = 66
+    """A checkpoint cannot be read or written."""
+    INTERRUPTED = 130
+    """Ctrl-C: stopped after a whole step."""
+    TERMINATED = 143
+    """SIGTERM: stopped after a whole step."""
+
+
+class UsageError(Exception):
+    """What a user wrote cannot be used. Holds every problem, each one sentence."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems

@@ -1,0 +1,127 @@
+"""What a recipe means on a given machine: ranks, mesh, batch arithmetic; or every reason why it cannot run there."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..strategies import active
+from ..strategies.base import DeviceType, Facts, Run
+from ..strategies.check import owned_axes, problems
+from ..strategies.mesh import Axis, data_ranks, resolve_degrees
+from .errors import UsageError
+from .schema import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe that has been found fit to run."""
+
+    recipe: Recipe
+    device_type: DeviceType
+    num_ranks: int
+    degrees: Mapping[Axis, int]
+    facts: Facts
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Ranks that see different samples."""
+        return data_ranks(self.degrees)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of all ranks in one optimizer step."""
+        return self.recipe.tokens_per_step(self.num_data_ranks)
+
+    def run(self) -> Run:
+        """What strategies may know before there is a device or a mesh."""
+        return Run(
+            device_type=self.device_type,
+            degrees=self.degrees,
+            facts=self.facts,
+            num_steps=self.recipe.run.num_steps,
+            tokens_per_step=self.tokens_per_step,
+            seed=self.recipe.run.seed,
+            active=frozenset(name for name, _ in active(self.recipe.strategies)),
+            deterministic=self.recipe.run.deterministic,
+        )
+
+    def summary(self) -> list[str]:
+        """The plan in a few lines: model, ranks, strategies and the batch arithmetic."""
+        batch, micro = self.recipe.batch, self.recipe.num_microbatches
+        axes = ", ".join(f"{axis} {degree}" for axis, degree in self.degrees.items() if degree > 1) or "no axis"
+        names = " > ".join(name for name, _ in active(self.recipe.strategies))
+        return [
+            f"model       {self.facts.num_parameters / 1e6:,.1f} M parameters, "
+            f"{self.facts.flops_per_token / 1e9:,.3g} GFLOP a token",
+            f"ranks       {self.num_ranks} x {self.device_type} ({axes})",
+            f"strategies  {names}",
+            f"batch       microbatch {batch.microbatch_size} x accumulation {micro} x data ranks {self.num_data_ranks} "
+            f"= {batch.microbatch_size * micro * self.num_data_ranks} sequences; x {batch.sequence_length} tokens "
+            f"= {self.tokens_per_step:,} tokens per step",
+        ]
+
+
+def make_plan(recipe: Recipe, *, num_gpus: int, num_ranks: int | None = None, started: bool = False) -> Plan:
+    """The plan of a recipe on a machine with `num_gpus`; `num_ranks` overrides what would be started.
+
+    `started` ranks exist already, perhaps on several hosts, so they are not compared with the GPUs of this one.
+    Raises: UsageError with every problem.
+    """
+    device_type = _device_type(recipe, num_gpus)
+    required = recipe.mesh.required_ranks(owned_axes(recipe.strategies))
+    ranks = num_ranks or required or (num_gpus if device_type == "cuda" else recipe.run.cpu_ranks)
+    degrees, found = resolve_degrees(recipe.mesh, max(ranks, 1), owned_axes(recipe.strategies))
+    plan = Plan(
+        recipe=recipe,
+        device_type=device_type,
+        num_ranks=ranks,
+        degrees=degrees,
+        facts=recipe.model.chosen.facts(recipe.batch.sequence_length),
+    )
+    found += problems(recipe.strategies, plan.run())
+    found += _machine_problems(plan, num_gpus=num_gpus, started=started)
+    found += _batch_problems(plan)
+    if recipe.profiler:
+        found += recipe.profiler.run_problems(
+            num_steps=recipe.run.num_steps, num_ranks=ranks, device_type=device_type
+        )
+    if found:
+        raise UsageError(*found)
+    return plan
+
+
+def _device_type(recipe: Recipe, num_gpus: int) -> DeviceType:
+    if recipe.run.device == "auto":
+        return "cuda" if num_gpus else "cpu"
+    return recipe.run.device
+
+
+def _machine_problems(plan: Plan, *, num_gpus: int, started: bool) -> Iterator[str]:
+    if plan.device_type != "cuda" or started:
+        return
+    if num_gpus == 0:
+        yield "run.device = 'cuda': there is no GPU on this machine; use 'auto' or 'cpu'"
+    elif plan.num_ranks > num_gpus:
+        yield (
+            f"ranks: {plan.num_ranks} are wanted, but this machine has {num_gpus} GPUs; start fewer (--ranks "
+            f"{num_gpus}, mesh degrees), or start the hosts together with torchrun"
+        )
+
+
+def _batch_problems(plan: Plan) -> Iterator[str]:
+    """A stated batch that the arithmetic does not give, and data that the model has no ids for."""
+    recipe, batch = plan.recipe, plan.recipe.batch
+    stated = batch.tokens_per_step
+    if stated is not None and stated != plan.tokens_per_step:
+        one = batch.microbatch_size * batch.sequence_length * plan.num_data_ranks
+        way_out = (
+            f"set strategies.accumulation.num_microbatches = {stated // one}"
+            if stated % one == 0
+            else f"use a multiple of {one}"
+        )
+        yield (
+            f"batch.tokens_per_step = {stated}: microbatch {batch.microbatch_size} x sequence {batch.sequence_length} x "
+            f"accumulation {recipe.num_microbatches} x data ranks {plan.num_data_ranks} = {plan.tokens_per_step}; {way_out}"
+        )
+    vocab_size = recipe.model.chosen.vocab_size
+    if recipe.data.synthetic is None and vocab_size < 256:
+        yield f"model.decoder.vocab_size = {vocab_size}: the data are bytes, 256 ids; use at least 256"

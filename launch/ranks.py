@@ -1,0 +1,119 @@
+"""This process among its like: who it is, its device, its process group, and how it is asked to stop."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from .errors import ExitCode
+
+if TYPE_CHECKING:
+    import torch
+
+    from .plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """The rank of this process, as torchrun numbers it."""
+
+    rank: int
+    local_rank: int
+    num_ranks: int
+
+    @staticmethod
+    def from_environment() -> "Ranks | None":
+        """What torchrun says, or None when this process was not started as a worker."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return None
+        return Ranks(
+            rank=int(os.environ["RANK"]),
+            local_rank=int(os.environ.get("LOCAL_RANK", os.environ["RANK"])),
+            num_ranks=int(os.environ["WORLD_SIZE"]),
+        )
+
+
+class StopRequest:
+    """Remembers the first SIGINT or SIGTERM; the second one ends the process."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def listen(self) -> None:
+        """Install the handlers; only the main thread may."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What an interrupted run ends with."""
+        return ExitCode.TERMINATED if self.number == signal.SIGTERM else ExitCode.INTERRUPTED
+
+
+def pick_device(plan: "Plan", ranks: Ranks) -> "torch.device":
+    """This rank's device, made current; also sets threads and determinism, which must come before the first kernel."""
+    import torch
+
+    if threads := plan.recipe.run.threads_per_rank:
+        torch.set_num_threads(threads)
+    if plan.recipe.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result of ours
+    if plan.device_type == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def process_group(device: "torch.device", ranks: Ranks) -> Iterator[None]:
+    """The process group of all ranks: NCCL on GPUs, gloo without. A single rank needs no network for it."""
+    import torch.distributed as dist
+
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    bound = device if device.type == "cuda" else None
+    if ranks.num_ranks == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
+    else:
+        dist.init_process_group(backend, device_id=bound)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def sum_over_ranks(ranks: Ranks) -> "Callable[[torch.Tensor], torch.Tensor]":
+    """Function that adds a tensor over all ranks, in place."""
+    if ranks.num_ranks == 1:
+        return lambda tensor: tensor
+    import torch.distributed as dist
+
+    def add(tensor: "torch.Tensor") -> "torch.Tensor":
+        dist.all_reduce(tensor)
+        return tensor
+
+    return add
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait for all ranks."""
+    if ranks.num_ranks > 1:
+        import torch.distributed as dist
+
+        dist.barrier()

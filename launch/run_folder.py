@@ -1,0 +1,122 @@
+"""The folder of a run: what was run, on what, and what came of it."""
+
+import datetime
+import json
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .recipe import diff, parse, recipe_hash, to_toml
+from .schema import Recipe
+
+RESOLVED = "recipe.resolved.toml"
+FOLDER_VARIABLE = "STEPLADDER_RUN_FOLDER"
+"""Tells workers the folder that `stepladder run` has made; under a bare torchrun rank 0 makes it."""
+_VERSIONS = ("stepladder", "torch", "numpy", "triton", "torchao", "transformer-engine", "datasets")
+_ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def default_name(recipe: Recipe) -> Path:
+    """`runs/<name>-<date>-<time>-<4 hex digits>`."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{recipe.name}-{now}-{secrets.token_hex(2)}"
+
+
+def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool) -> list[str]:
+    """Make the folder and write down what is about to run; return lines to tell the user.
+
+    Raises: UsageError if it cannot be written, holds another run, or (to resume) holds none.
+    """
+    earlier = folder / RESOLVED
+    if resume and not earlier.is_file():
+        raise UsageError(f"--resume: {folder} holds no run; give the folder of one with --out")
+    if not resume and earlier.exists():
+        raise UsageError(f"--out {folder}: holds a run already; add --resume to continue it, or choose another folder")
+    said = _changes(earlier, recipe) if resume else []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESOLVED).write_text(to_toml(recipe))
+        (folder / "environment.json").write_text(json.dumps(environment(recipe, command), indent=1) + "\n")
+        (folder / "exit.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return said
+
+
+def _changes(earlier: Path, recipe: Recipe) -> list[str]:
+    """What differs from the recipe that the folder was made with."""
+    import tomllib
+
+    before = parse(tomllib.loads(earlier.read_text()), {})
+    return [f"changed since the run began: {line}" for line in diff(before, recipe)]
+
+
+def environment(recipe: Recipe, command: Sequence[str]) -> dict[str, Any]:
+    """Everything outside the recipe that a run may depend on: versions, host, git state, chosen variables."""
+    return {
+        "recipe_sha256": recipe_hash(recipe),
+        "command": list(command),
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "versions": {name: found for name in _VERSIONS if (found := _version(name))},
+        "git": git_state(Path.cwd()),
+        "variables": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        | {name: value for name, value in sorted(os.environ.items()) if name.startswith(("NCCL_", "TORCH_"))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, and whether files differ from it; None outside a checkout or without git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_exit(folder: Path, *, code: int, steps: int, reason: str) -> None:
+    """Leave `exit.json`: how the run ended, for the launcher and for whoever looks later."""
+    partial = folder / ".partial-exit.json"
+    partial.write_text(json.dumps({"code": code, "steps": steps, "reason": reason}) + "\n")
+    partial.replace(folder / "exit.json")
+
+
+def read_exit(folder: Path) -> dict[str, Any] | None:
+    """How the run ended, or None if it never came to say so."""
+    try:
+        return json.loads((folder / "exit.json").read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,64 @@
+"""The recipe: every table and key that a TOML file may have."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..strategies import Strategies
+from ..strategies.limits import Count, PositiveInt
+from ..strategies.mesh import MeshConfig
+from ..trainer.checkpoint.config import CheckpointConfig
+from ..trainer.data.config import BatchConfig, DataConfig, LoaderConfig
+from ..trainer.evaluation import EvaluationConfig
+from ..trainer.models import ModelConfig
+from .profiler_config import ProfilerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long to train, where, and what is the same every time."""
+
+    num_steps: PositiveInt = 100
+    """Optimizer steps."""
+    log_every: PositiveInt = 10
+    """Steps between log lines; the only steps in which the host waits for the device."""
+    seed: Count = 0
+    """Seed of weights, data order and random operators."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPUs if there are any."""
+    cpu_ranks: PositiveInt = 1
+    """Ranks that `stepladder run` starts where there is no GPU; with GPUs it starts one on each."""
+    threads_per_rank: PositiveInt | None = None
+    """Host threads of each rank; left out, the cores are shared among the local ranks."""
+    deterministic: bool = False
+    """Only deterministic kernels: bitwise repeatable, and slower."""
+    gc_every: PositiveInt = 100
+    """Steps between Python garbage collections, on all ranks together; automatic collection is off meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. A table that is present is on."""
+
+    name: str = "run"
+    """Begins the name of the run folder."""
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig
+    data: DataConfig
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    strategies: Any = field(default_factory=Strategies)
+    """`Strategies`, or the same with installed third-party strategies in it."""
+    evaluation: EvaluationConfig | None = None
+    checkpoint: CheckpointConfig | None = None
+    profiler: ProfilerConfig | None = None
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of one rank in one step."""
+        accumulation = self.strategies.accumulation
+        return accumulation.num_microbatches if accumulation else 1
+
+    def tokens_per_step(self, data_ranks: int) -> int:
+        """Tokens of all ranks in one optimizer step."""
+        return self.batch.microbatch_size * self.batch.sequence_length * self.num_microbatches * data_ranks

@@ -1,0 +1,1 @@
+"""Shipped recipes: TOML files, data without code. `stepladder run demo` reads `demo.toml` from here."""

@@ -1,0 +1,45 @@
+"""Every optimization that a recipe can name: one file each, a frozen config with `check` and `apply`.
+
+`Strategies` is the TOML schema, the registry and the order of application in one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .ac import ActivationCheckpointing
+from .accumulation import Accumulation
+from .adamw import AdamW
+from .amp import Amp
+from .base import Strategy
+from .clip import Clip
+from .compile import Compile
+from .ddp import DDP
+from .fsdp2 import FSDP2
+from .matmul_precision import MatmulPrecision
+from .schedule import Schedule
+
+__all__ = ["Strategies", "active"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategies:
+    """Every strategy a recipe can name. Field order is application order; torch.compile sees what ac has wrapped."""
+
+    matmul_precision: MatmulPrecision | None = None
+    ac: ActivationCheckpointing | None = None
+    compile: Compile | None = None  # after ac: Inductor then sees the recomputation too (pytorch #161889)
+    ddp: DDP | None = None
+    fsdp2: FSDP2 | None = None  # after compile: its hooks stay outside the compiled blocks
+    adamw: AdamW | None = None  # made when the sharded weights exist
+    amp: Amp | None = None
+    accumulation: Accumulation | None = None
+    clip: Clip | None = None
+    schedule: Schedule | None = None
+
+
+def active(strategies: Any) -> Iterator[tuple[str, Strategy]]:
+    """Name and value of each strategy that is on, in order of application."""
+    for each in fields(strategies):
+        if (value := getattr(strategies, each.name)) is not None:
+            yield each.name, value

@@ -1,0 +1,85 @@
+"""Automatic mixed precision: matrix products in BF16 or FP16, sums and norms in float32.
+
+Problem: float32 matrix products run at a fraction of what the tensor cores can do, and activations take 4 bytes.
+Mechanism: autocast picks the format for each operator; the weights stay float32. FP16 also scales the loss.
+Saves: about 1.7x on tensor cores, half the activation memory; BF16 needs nothing else.
+Costs: a cast of each weight in each forward pass; FP16: skipped steps when a gradient overflows.
+When: always on a device with BF16; FP16 on Volta and Turing.
+When not: with strategies.fsdp2, its param_dtype = "bf16" does the same and gathers half the bytes.
+Measure: ms/step, peak memory, and the loss against float32.
+Source: Micikevicius et al. 2018, arXiv:1710.03740; torch.autocast, torch.amp.GradScaler.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from .base import LossScaling, Owns, Program, Run
+from .limits import Above, Below, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+_SCALER_KEYS = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amp:
+    """Autocast around the forward pass and, for FP16, dynamic loss scaling."""
+
+    dtype: Literal["bf16", "fp16"] = "bf16"
+    """Format of the matrix products."""
+    init_scale: PositiveFloat | None = None
+    """FP16: first loss scale (65536)."""
+    growth_factor: Annotated[float, Above(1)] | None = None
+    """FP16: by what the scale grows after `growth_interval` good steps (2)."""
+    backoff_factor: Annotated[float, Above(0), Below(1)] | None = None
+    """FP16: by what the scale shrinks when a gradient is not finite (0.5)."""
+    growth_interval: PositiveInt | None = None
+    """FP16: good steps before the scale grows (2000)."""
+
+    conflicts: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def owns(self) -> frozenset[Owns]:
+        """The compute dtype."""
+        return frozenset({Owns.COMPUTE_DTYPE})
+
+    def check(self, run: Run) -> Iterator[str]:
+        """Refuse loss-scale settings that BF16 would ignore."""
+        if self.dtype == "bf16":
+            for key in _SCALER_KEYS:
+                if getattr(self, key) is not None:
+                    yield f"{key}: has no effect with dtype = 'bf16'; remove it or set dtype = 'fp16'"
+
+    def apply(self, program: Program, run: Run) -> Program:
+        """Enter autocast around forward; scale the loss if the format needs it."""
+        import torch
+
+        dtype = torch.bfloat16 if self.dtype == "bf16" else torch.float16
+
+        def forward_context() -> Any:
+            return torch.autocast(run.device_type, dtype=dtype)
+
+        scaling = _dynamic_scaling(self, run) if self.dtype == "fp16" else program.loss_scaling
+        return replace(program, forward_context=forward_context, loss_scaling=scaling)
+
+
+def _dynamic_scaling(amp: Amp, run: Run) -> LossScaling:
+    """Loss scaling by torch's GradScaler, which also agrees over the shards of FSDP2 whether a step is skipped."""
+    import torch
+
+    given = {key: getattr(amp, key) for key in _SCALER_KEYS if getattr(amp, key) is not None}
+    scaler = torch.amp.GradScaler(run.device_type, **given)  # pyright: ignore[reportPrivateImportUsage]
+
+    def scale(loss: "Tensor") -> "Tensor":
+        return scaler.scale(loss)
+
+    def step(optimizer: "Optimizer") -> None:
+        scaler.step(optimizer)
+        scaler.update()
+
+    return LossScaling(
+        scale=scale, unscale=scaler.unscale_, step=step, state=scaler.state_dict, restore=scaler.load_state_dict
+    )

@@ -1,0 +1,31 @@
+"""Applies the active strategies in order and holds each to the name contract."""
+
+from typing import Any
+
+from . import active
+from .base import Program, Run
+from .materialise import materialise
+from .names import canonical_names
+
+
+class ContractError(Exception):
+    """A strategy changed what it must leave alone: a fault in the strategy, not in a recipe."""
+
+
+def assemble(program: Program, strategies: Any, run: Run) -> Program:
+    """The program with every active strategy applied, and its weights in place.
+
+    Raises: ContractError if a strategy adds, drops, renames or reorders parameters.
+    """
+    names = canonical_names(program.model)
+    for name, strategy in active(strategies):
+        program = strategy.apply(program, run)
+        after = canonical_names(program.model)
+        if after != names:
+            gone, new = sorted(set(names) - set(after)), sorted(set(after) - set(names))
+            raise ContractError(
+                f"strategies.{name} changed the parameter names: gone {gone[:5]}, new {new[:5]}"
+                + ("" if gone or new else " (none, but their order)")
+            )
+    materialise(program, run)
+    return program

@@ -1,0 +1,172 @@
+"""The one abstraction: a recipe switches strategies on, and each maps a `Program` to a `Program`.
+
+Nothing here imports torch at run time, so a recipe can be checked on a laptop in a few milliseconds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+
+from ..profiling.record import Marker
+from .mesh import Axis
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.optim import Optimizer
+
+DeviceType: TypeAlias = Literal["cpu", "cuda"]
+
+
+class Owns(StrEnum):
+    """Something in a training run that exactly one strategy may take charge of."""
+
+    DP_REPLICATE = "the dp_replicate axis"
+    DP_SHARD = "the dp_shard axis"
+    GRADIENT_REDUCTION = "the gradient reduction"
+    COMPUTE_DTYPE = "the compute dtype"
+    OPTIMIZER = "the optimizer"
+
+
+OWNER_OF_AXIS = {Axis.DP_REPLICATE: Owns.DP_REPLICATE, Axis.DP_SHARD: Owns.DP_SHARD}
+
+
+class Batch(NamedTuple):
+    """One microbatch. B microbatch size, T sequence length."""
+
+    inputs: "Tensor"
+    """[B, T] token ids for a language model; any tensor that the model takes elsewhere."""
+    labels: "Tensor"
+    """[B, T] next-token ids, -100 where a position does not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a model tells about itself. A strategy never knows a model; a model never knows a strategy."""
+
+    blocks: tuple[str, ...] = ()
+    """Names of the repeated blocks, in the order of the forward pass."""
+    units: tuple[tuple[str, ...], ...] = ()
+    """Groups of modules outside the blocks whose parameters are needed together (tied ones share a group)."""
+    num_parameters: int = 0
+    """All parameters, each tied tensor once."""
+    flops_per_token: float = 0.0
+    """Model FLOPs of forward and backward for each token; the model's docstring states the convention."""
+    initialise: "Callable[[str, Tensor, torch.Generator], None] | None" = None
+    """Fills a whole parameter, given its name. Needed for meta-device initialisation; None for a model made whole."""
+
+
+def _identity(loss: "Tensor") -> "Tensor":
+    return loss
+
+
+def _nothing(optimizer: "Optimizer") -> None:
+    """Gradients that were never scaled need no unscaling."""
+
+
+def _plain_step(optimizer: "Optimizer") -> None:
+    optimizer.step()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossScaling:
+    """How small gradients survive a narrow format; the default leaves everything as it is."""
+
+    scale: "Callable[[Tensor], Tensor]" = _identity
+    """Applied to the loss before backward."""
+    unscale: "Callable[[Optimizer], None]" = _nothing
+    """Applied to the gradients before they are measured or clipped."""
+    step: "Callable[[Optimizer], None]" = _plain_step
+    """Takes the optimizer step, or skips it when a gradient is not finite."""
+    state: Callable[[], dict[str, float]] = dict
+    """What a checkpoint must keep: JSON values."""
+    restore: Callable[[dict[str, float]], None] = field(default=lambda state: None)
+    """The inverse of `state`."""
+
+
+class ForwardBackward(Protocol):
+    """Forward and backward over all microbatches of a step; a pipeline has its own."""
+
+    def __call__(
+        self, program: "Program", microbatches: Sequence[Batch], scale: "float | Tensor", mark: Marker
+    ) -> "Tensor":
+        """Leave the reduced gradient of `scale * sum of losses` in `.grad`; return this rank's sum of losses."""
+        ...
+
+
+class ClipGradients(Protocol):
+    """What happens to the gradients between backward and the optimizer."""
+
+    def __call__(self, parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor | None":
+        """Global gradient norm before clipping, on the device; None if nobody wants it and nothing is clipped."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What the trainer runs: the only thing that a strategy may change."""
+
+    model: "nn.Module"
+    facts: Facts
+    loss: "Callable[[Tensor, Batch], Tensor]"
+    """Sum of the losses over the valid tokens of a microbatch, from the model's output."""
+    forward_backward: ForwardBackward
+    clip_gradients: ClipGradients
+    make_optimizer: "Callable[[nn.Module], Optimizer] | None" = None
+    learning_rate: Callable[[int], float] = field(default=lambda step: 1.0)
+    """Multiplier of the optimizer's learning rate in step 0, 1, 2, ...; a pure function, so it resumes by itself."""
+    num_microbatches: int = 1
+    forward_context: "Callable[[], AbstractContextManager[Any]]" = nullcontext
+    """Entered around each forward pass (AMP)."""
+    before_microbatch: "Callable[[bool], AbstractContextManager[Any]]" = field(default=lambda is_last: nullcontext())
+    """Entered around forward and backward of each microbatch, told whether gradients are to be reduced now."""
+    gradient_divisor: int = 1
+    """By what the gradient reduction divides the sum over ranks; the loss is multiplied by it."""
+    loss_scaling: LossScaling = LossScaling()
+    reports: tuple[Callable[[], list[str]], ...] = ()
+    """What strategies have to say when the run is over: lines for the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a strategy may know about the run that it is part of.
+
+    `mesh` and `device` are None while a recipe is only checked; everything else is known without a GPU or torch.
+    """
+
+    device_type: DeviceType
+    degrees: Mapping[Axis, int]
+    facts: Facts
+    num_steps: int
+    tokens_per_step: int
+    seed: int
+    active: frozenset[str]
+    deterministic: bool = False
+    mesh: "DeviceMesh | None" = None
+    device: "torch.device | None" = None
+
+
+class Strategy(Protocol):
+    """One optimization: a frozen dataclass whose fields are its recipe keys.
+
+    The module's docstring answers, labelled: Problem, Mechanism, Saves, Costs, When, When not, Measure, Source.
+    """
+
+    conflicts: ClassVar[Mapping[str, str]]
+    """Names of strategies that cannot work beside this one, each with the reason and the way out."""
+
+    @property
+    def owns(self) -> frozenset[Owns]:
+        """What this strategy takes charge of."""
+        ...
+
+    def check(self, run: Run) -> Iterator[str]:
+        """Every problem as `key = value: why; what to do`, without the strategy's own name in front."""
+        ...
+
+    def apply(self, program: Program, run: Run) -> Program:
+        """The program with this optimization in it."""
+        ...

@@ -1,0 +1,24 @@
+"""Canonical parameter names: what a parameter is called before any wrapper puts itself in its path."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_orig_mod"})
+
+
+def canonical(name: str) -> str:
+    """The name without the path parts that activation checkpointing and torch.compile add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def canonical_names(model: "nn.Module") -> list[str]:
+    """Canonical names of all parameters in order, tied ones under each of their names.
+
+    Also removes the `module.` that DistributedDataParallel puts in front, but only when it is the wrapper.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    return [canonical(name) for name, _ in bare.named_parameters(remove_duplicate=False)]

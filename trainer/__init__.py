@@ -1,0 +1,1 @@
+"""The run itself: the loop, what feeds it, what it trains, and what it leaves behind."""

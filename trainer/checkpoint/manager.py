@@ -1,0 +1,157 @@
+"""Writes and reads the checkpoints of a run: `checkpoints/step-000500/` with tensors (DCP) and `state.json`.
+
+[Note: a checkpoint is complete or absent]
+All ranks write into a temporary folder; when every rank is done, rank 0 adds `state.json` and renames the folder. A
+folder named `step-*` is therefore whole. Hyperparameters are not in it: they come from the recipe, so a resumed run does
+what its recipe says.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...strategies.base import Program
+from .config import CheckpointConfig
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim import Optimizer
+
+_STEP = re.compile(r"step-(\d+)")
+FORMAT = 1
+
+
+def complete(folder: Path) -> dict[int, Path]:
+    """Complete checkpoints in a folder by step, oldest first."""
+    found = {int(match[1]): path for path in folder.glob("step-*") if (match := _STEP.fullmatch(path.name))}
+    return dict(sorted((step, path) for step, path in found.items() if (path / "state.json").is_file()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """The checkpoints of one run. Every rank calls every method."""
+
+    folder: Path
+    program: Program
+    optimizer: "Optimizer"
+    device: "torch.device"
+    rank: int
+    num_ranks: int
+    barrier: Callable[[], None]
+    identity: dict[str, Any]
+    """JSON values that must be equal when the run continues: seed, data, tokens per step."""
+
+    def save(self, step: int, config: CheckpointConfig) -> Path | None:
+        """Write the checkpoint of `step` and remove those beyond `keep`; None if that step is saved already.
+
+        Raises: CheckpointError if it cannot be written.
+        """
+        import torch.distributed.checkpoint as dcp
+
+        final = self.folder / f"step-{step:06d}"
+        if final.is_dir():
+            return None
+        partial = self.folder / f".partial-{final.name}"
+        try:
+            if self.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self.barrier()
+            dcp.save(self._tensors(), checkpoint_id=partial, no_dist=self.num_ranks == 1)
+            self.barrier()
+            if self.rank == 0:
+                self._commit(step, partial, final)
+                for old in list(complete(self.folder).values())[: -config.keep]:
+                    shutil.rmtree(old)
+            self.barrier()
+        except OSError as error:
+            raise CheckpointError(f"{final}: cannot be written ({error.strerror}); free space or change --out") from error
+        return final
+
+    def _commit(self, step: int, partial: Path, final: Path) -> None:
+        state = {
+            "format": FORMAT,
+            "step": step,
+            "num_ranks": self.num_ranks,
+            "loss_scaling": self.program.loss_scaling.state(),
+            "identity": self.identity,
+        }
+        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        partial.rename(final)
+
+    def load(self, path: Path) -> int:
+        """Restore everything from a checkpoint; return the number of steps done.
+
+        Raises: CheckpointError if it is damaged, hostile, or of another run.
+        """
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+        from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+
+        from . import rng
+        from .safe_dcp import SafePlanner, SafeReader
+
+        step, scaling = self._read_state(path)
+        tensors = self._tensors()
+        try:
+            dcp.load(
+                tensors,
+                storage_reader=SafeReader(path),
+                planner=SafePlanner(),
+                no_dist=self.num_ranks == 1,
+            )
+        except CheckpointError:
+            raise
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            raise CheckpointError(f"{path}: {cause}") from error
+        except Exception as error:  # a damaged file fails deep inside torch, in many kinds
+            raise CheckpointError(f"{path}: cannot be loaded ({error}); use another checkpoint") from error
+        set_model_state_dict(self.program.model, tensors["model"])
+        optimizer_state = self._optimizer_state()
+        optimizer_state["state"] = tensors["optimizer"]
+        set_optimizer_state_dict(self.program.model, self.optimizer, optimizer_state)
+        rng.restore(tensors["rng"][f"rank-{self.rank}"], self.device)
+        self.program.loss_scaling.restore(scaling)
+        return step
+
+    def _read_state(self, path: Path) -> tuple[int, dict[str, float]]:
+        """Step and loss scaling, after the checks that need no tensors."""
+        try:
+            state = json.loads((path / "state.json").read_text())
+            step, num_ranks, identity = int(state["step"]), state["num_ranks"], state["identity"]
+            scaling = dict(state["loss_scaling"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}/state.json: cannot be read ({error}); use another checkpoint") from error
+        if state.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: format {state.get('format')}, but this version reads {FORMAT}; upgrade")
+        if num_ranks != self.num_ranks:
+            raise CheckpointError(f"{path}: saved by {num_ranks} ranks, but {self.num_ranks} are running; start {num_ranks}")
+        for key, now in self.identity.items():
+            if identity.get(key) != now:
+                raise CheckpointError(
+                    f"{path}: was trained with {key} = {identity.get(key)}, but the recipe says {now}; "
+                    f"set it back or start a new run"
+                )
+        return step, scaling
+
+    def _tensors(self) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        from . import rng
+
+        return {
+            "model": get_model_state_dict(self.program.model),
+            "optimizer": self._optimizer_state()["state"],
+            "rng": {f"rank-{self.rank}": rng.capture(self.device)},
+        }
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+        return dict(get_optimizer_state_dict(self.program.model, self.optimizer))

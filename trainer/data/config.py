@@ -1,0 +1,113 @@
+"""Recipe tables of the data: where samples come from, how many make a batch, how they reach the device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ...strategies.limits import Above, Below, Count, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class StdlibCorpus:
+    """The source code of Python's standard library, read as bytes: about 30 MB that every machine has."""
+
+    held_out: Annotated[float, Above(0), Below(1)] = 0.05
+    """Part of the files that is only evaluated on, chosen by a hash of the file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesCorpus:
+    """Local text, JSONL or Parquet files, read through Hugging Face `datasets` as bytes."""
+
+    paths: tuple[str, ...]
+    """Files or glob patterns, relative to the working directory."""
+    format: Literal["text", "jsonl", "parquet"] = "text"
+    """How to read them; `text` takes each file as one document."""
+    column: str = "text"
+    """The column that holds the text (jsonl, parquet)."""
+    held_out: Annotated[float, Above(0), Below(1)] = 0.05
+    """Part of the documents that is only evaluated on, chosen by a hash of their text."""
+
+    def problems(self) -> Iterator[str]:
+        """Paths that match nothing, and a library that is not there."""
+        import importlib.util
+
+        if not self.paths:
+            yield "paths = []: no data; name at least one file"
+        for pattern in self.paths:
+            if not matching(pattern):
+                yield f"paths = {pattern!r}: no such file; check the path (it is relative to {Path.cwd()})"
+        if self.column != "text" and self.format == "text":
+            yield f"column = {self.column!r}: has no effect with format = 'text'; remove it"
+        if importlib.util.find_spec("datasets") is None:
+            yield "the `datasets` library is not installed; pip install 'stepladder[data]'"
+
+
+def matching(pattern: str) -> list[Path]:
+    """Files that a path or glob pattern names, sorted."""
+    import glob
+
+    return sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticTokens:
+    """Random tokens that stay on the device: no loading at all, for pure speed."""
+
+    num_samples: PositiveInt = 64
+    """Distinct samples on each rank, used in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The source of a recipe's samples: exactly one of these tables."""
+
+    stdlib: StdlibCorpus | None = None
+    """Python's standard library."""
+    files: FilesCorpus | None = None
+    """Local files."""
+    synthetic: SyntheticTokens | None = None
+    """Random tokens."""
+
+    @property
+    def chosen(self) -> Any:
+        """The one source that the recipe names; the reader has made sure that there is one."""
+        return self.stdlib or self.files or self.synthetic
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """How many tokens make a step: microbatch x accumulation x data ranks."""
+
+    microbatch_size: PositiveInt = 8
+    """Sequences in one forward pass of one rank."""
+    sequence_length: PositiveInt = 256
+    """Tokens in a sequence."""
+    tokens_per_step: PositiveInt | None = None
+    """What the product must be; a recipe that states it cannot silently train with another batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How samples reach the device."""
+
+    num_workers: Count = 0
+    """Loader processes; packed bytes need none, since a batch then costs less than its way through a pipe."""
+    prefetch_factor: PositiveInt | None = None
+    """Batches that each worker keeps ready (2)."""
+    persistent_workers: bool | None = None
+    """Keep the workers between passes (true with workers)."""
+    pin_memory: bool | None = None
+    """Page-locked host memory, which asynchronous copies need (true on CUDA)."""
+    non_blocking: bool = True
+    """Copies do not wait for the device."""
+    device_prefetch: bool = True
+    """Copy the next step's batch on a stream of its own while this one computes (CUDA)."""
+
+    def problems(self) -> Iterator[str]:
+        """Worker settings without workers."""
+        if self.num_workers == 0:
+            for key in ("prefetch_factor", "persistent_workers"):
+                if getattr(self, key) is not None:
+                    yield f"{key}: has no effect with num_workers = 0; remove it or use workers"

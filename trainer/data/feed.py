@@ -1,0 +1,183 @@
+"""From a source to the device: the loader, and the copies that run ahead of the step."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from ...strategies.base import Batch
+from ..loop import StepData
+from .config import LoaderConfig
+from .order import Share
+from .source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+class _Batches(torch.utils.data.Dataset[Batch]):
+    """A source whose items are whole microbatches: an index is the list of sample indices."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        return self.source.__getitems__(indices)
+
+
+def host_batches(source: Source, share: Share, loader: LoaderConfig, *, first_step: int, pin: bool) -> Iterator[Batch]:
+    """This rank's microbatches on the host, from `first_step` on, without end.
+
+    Without workers the source is read in this process; with workers through torch's DataLoader, in the same order.
+    """
+    if loader.num_workers == 0:
+        batches = map(source.__getitems__, share.microbatches(first_step))
+        return (Batch(b.inputs.pin_memory(), b.labels.pin_memory()) for b in batches) if pin else batches
+    data_loader: Any = torch.utils.data.DataLoader(
+        _Batches(source),
+        batch_size=None,
+        sampler=cast(Any, _Indices(share, first_step)),
+        num_workers=loader.num_workers,
+        prefetch_factor=loader.prefetch_factor or 2,
+        persistent_workers=loader.persistent_workers is not False,
+        pin_memory=pin,
+        collate_fn=_as_is,
+    )
+    return iter(data_loader)
+
+
+@dataclass(frozen=True)
+class _Indices:
+    """What the DataLoader draws from: lists of sample indices, one for each microbatch."""
+
+    share: Share
+    first_step: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.share.microbatches(self.first_step)
+
+
+@dataclass(kw_only=True)
+class DeviceFeed:
+    """Feeds the loop: waits for host batches, brings them to the device, and counts their valid tokens.
+
+    With `prefetch` on CUDA the next step's copies are started on a stream of their own as soon as this step's are
+    handed over, and the data wait of the next step overlaps this one's compute.
+    """
+
+    batches: Iterator[Batch]
+    num_microbatches: int
+    device: torch.device
+    count_tokens: "Callable[[Sequence[Batch]], float | Tensor]"
+    """Valid tokens of a step on all ranks, from this rank's microbatches."""
+    on_device: bool = False
+    non_blocking: bool = True
+    prefetch: bool = False
+    waited_s: float = 0.0
+    """Time blocked in `wait` since the beginning, seconds."""
+    _ahead: "tuple[Sequence[Batch], float | Tensor, torch.cuda.Event] | None" = field(default=None, init=False)
+    _stream: "torch.cuda.Stream | None" = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Make the copy stream only where it serves."""
+        if self.prefetch and self.device.type == "cuda" and not self.on_device:
+            self._stream = torch.cuda.Stream(self.device)
+
+    def wait(self) -> Sequence[Batch]:
+        """This step's microbatches; empty if their copies were started in the step before."""
+        if self._ahead is not None:
+            return ()
+        return self._next()
+
+    def to_device(self, microbatches: Sequence[Batch]) -> StepData:
+        """Copies of the microbatches on the device; waits for copies that were started earlier."""
+        if self._stream is None:
+            return StepData([self._copy(batch) for batch in microbatches], self.count_tokens(microbatches))
+        copies, num_tokens, ready = self._ahead or self._start_copies(microbatches)
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(ready)
+        for batch in copies:
+            for tensor in batch:
+                tensor.record_stream(stream)  # made on the copy stream, used on this one
+        self._ahead = None
+        return StepData(copies, num_tokens)
+
+    def run_ahead(self) -> None:
+        """Fetch the next step's batch and start its copies; called when this step's kernels are queued."""
+        if self._stream is not None and self._ahead is None:
+            self._ahead = self._start_copies(self._next())
+
+    def _next(self) -> Sequence[Batch]:
+        start = time.perf_counter()
+        microbatches = list(islice(self.batches, self.num_microbatches))
+        self.waited_s += time.perf_counter() - start
+        return microbatches
+
+    def _copy(self, batch: Batch) -> Batch:
+        if self.on_device or self.device.type == "cpu":
+            return batch
+        return Batch(
+            batch.inputs.to(self.device, non_blocking=self.non_blocking),
+            batch.labels.to(self.device, non_blocking=self.non_blocking),
+        )
+
+    def _start_copies(
+        self, microbatches: Sequence[Batch]
+    ) -> "tuple[Sequence[Batch], float | Tensor, torch.cuda.Event]":
+        num_tokens = self.count_tokens(microbatches)
+        with torch.cuda.stream(self._stream):
+            copies = [self._copy(batch) for batch in microbatches]
+            ready = torch.cuda.Event()
+            ready.record()
+        return copies, num_tokens, ready
+
+
+def token_counter(
+    source: Source, tokens_per_step: int, reduce: "Callable[[Tensor], Tensor]", device: torch.device
+) -> "Callable[[Sequence[Batch]], float | Tensor]":
+    """Function that counts a step's valid tokens on all ranks.
+
+    Where every label of the source counts, the number is known and nobody has to be asked; else the ranks add up.
+    """
+    if source.all_valid:
+        return lambda microbatches: float(tokens_per_step)
+
+    def count(microbatches: Sequence[Batch]) -> "Tensor":
+        own = torch.stack([(batch.labels != -100).sum() for batch in microbatches]).sum()
+        return reduce(own.to(device=device, dtype=torch.float32))
+
+    return count
+
+
+def held_out_batches(
+    source: Source, share: Share, loader: LoaderConfig, device: torch.device
+) -> Callable[[], Iterator[Batch]]:
+    """Function that starts over: this rank's microbatches of the first step of `share`, on the device."""
+    order = list(islice(share.microbatches(0), share.num_microbatches))
+    batches: Any = (
+        torch.utils.data.DataLoader(
+            _Batches(source),
+            batch_size=None,
+            sampler=cast(Any, order),
+            num_workers=loader.num_workers,
+            prefetch_factor=loader.prefetch_factor or 2,
+            persistent_workers=loader.persistent_workers is not False,
+            collate_fn=_as_is,
+        )
+        if loader.num_workers
+        else None
+    )
+
+    def start() -> Iterator[Batch]:
+        host = map(source.__getitems__, order) if batches is None else iter(batches)
+        for batch in host:
+            yield Batch(batch.inputs.to(device), batch.labels.to(device))
+
+    return start

@@ -1,0 +1,57 @@
+"""Which samples a rank sees in a step: a pure function of seed, step and rank.
+
+Step s of a run takes the global samples [s*G, (s+1)*G), G = microbatch x accumulation x data ranks; rank r takes its
+consecutive share. Sample g is entry g mod N of epoch g // N, and each epoch is a permutation of its own. So the order
+does not depend on the number of ranks or workers, and a position is one number: the steps done.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A rank's part of every global batch."""
+
+    num_samples: int
+    """Samples in an epoch, all ranks together."""
+    microbatch_size: int
+    num_microbatches: int
+    rank: int
+    num_ranks: int
+    seed: int
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a step on all ranks."""
+        return self.microbatch_size * self.num_microbatches * self.num_ranks
+
+    def microbatches(self, first_step: int) -> Iterator[list[int]]:
+        """Sample indices of this rank's microbatches from `first_step` on, without end."""
+        epoch, order = -1, permutation(0, self.seed, 0)
+        own = self.microbatch_size * self.num_microbatches
+        for step in count(first_step):
+            start = step * self.samples_per_step + self.rank * own
+            for first in range(start, start + own, self.microbatch_size):
+                indices: list[int] = []
+                while len(indices) < self.microbatch_size:
+                    sample = first + len(indices)
+                    if sample // self.num_samples != epoch:
+                        epoch = sample // self.num_samples
+                        order = permutation(self.num_samples, self.seed, epoch)
+                    at = sample % self.num_samples
+                    indices += order[at : at + self.microbatch_size - len(indices)].tolist()
+                yield indices
+
+
+def permutation(num_samples: int, seed: int, epoch: int) -> "Tensor":
+    """The order of the samples in an epoch, [num_samples] int64."""
+    import torch
+
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    return torch.randperm(num_samples, generator=generator)

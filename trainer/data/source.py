@@ -1,0 +1,107 @@
+"""Map-style sources: a whole microbatch from a list of sample indices."""
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ...strategies.base import Batch
+from .config import DataConfig, SyntheticTokens
+from .errors import DataError
+from .tokens import open_corpus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Source(Protocol):
+    """Samples by index. T sequence length, B length of the index list."""
+
+    fingerprint: str
+    """Changes when the samples change."""
+    all_valid: bool
+    """Every label counts, so the number of valid tokens is known without looking."""
+    on_device: bool
+    """Batches are already where the model is."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def __getitems__(self, indices: "Sequence[int]") -> Batch:
+        """[B, T] inputs and labels of the samples; torch's DataLoader calls this with a whole batch of indices."""
+        ...
+
+
+class PackedBytes:
+    """Consecutive windows of a flat file of bytes: inputs [i*T, i*T+T), labels one further."""
+
+    all_valid = True
+    on_device = False
+
+    def __init__(self, tokens: Tensor, sequence_length: int, fingerprint: str) -> None:
+        self.tokens = tokens
+        self.sequence_length = sequence_length
+        self.fingerprint = fingerprint
+        self._window = torch.arange(sequence_length + 1)
+
+    def __len__(self) -> int:
+        """Whole windows; the remainder is left out."""
+        return max(0, (len(self.tokens) - 1) // self.sequence_length)
+
+    def __getitems__(self, indices: "Sequence[int]") -> Batch:
+        """Gather the windows in one indexing operation."""
+        starts = torch.tensor(indices) * self.sequence_length
+        windows = self.tokens[starts[:, None] + self._window].long()
+        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+
+
+class SyntheticSource:
+    """Random tokens that live on the device; a microbatch is a gather there."""
+
+    all_valid = True
+    on_device = True
+
+    def __init__(
+        self, *, num_samples: int, sequence_length: int, vocab_size: int, seed: int, device: torch.device
+    ) -> None:
+        generator = torch.Generator(device=device).manual_seed(seed)
+        shape = (num_samples, sequence_length + 1)
+        self.tokens = torch.randint(vocab_size, shape, generator=generator, device=device)
+        self.fingerprint = f"synthetic-{num_samples}-{sequence_length}-{vocab_size}-{seed}"
+
+    def __len__(self) -> int:
+        """Distinct samples."""
+        return len(self.tokens)
+
+    def __getitems__(self, indices: "Sequence[int]") -> Batch:
+        """Gather on the device."""
+        windows = self.tokens[torch.tensor(indices, device=self.tokens.device)]
+        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+
+
+def open_source(
+    config: DataConfig, split: str, *, sequence_length: int, vocab_size: int, seed: int, device: torch.device
+) -> Source:
+    """The samples of a recipe's split (`train` or `held_out`).
+
+    Raises: DataError if the source cannot be read, or the split is shorter than one sequence.
+    """
+    chosen = config.chosen
+    if isinstance(chosen, SyntheticTokens):
+        shift = 0 if split == "train" else 1
+        return SyntheticSource(
+            num_samples=chosen.num_samples,
+            sequence_length=sequence_length,
+            vocab_size=vocab_size,
+            seed=seed + shift,
+            device=device,
+        )
+    corpus = open_corpus(chosen)
+    source = PackedBytes(corpus.tokens(split), sequence_length, f"{corpus.fingerprint}-{sequence_length}")
+    if len(source) == 0:
+        raise DataError(
+            f"batch.sequence_length = {sequence_length}: the {split} part has {len(source.tokens)} bytes, not one "
+            f"sequence; give more data or shorter sequences"
+        )
+    return source

@@ -1,0 +1,148 @@
+"""Corpora as flat files of bytes, built once in a cache and memory-mapped from then on."""
+
+import hashlib
+import os
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from .config import FilesCorpus, StdlibCorpus, matching
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPLITS = ("train", "held_out")
+_SEPARATOR = b"\x00"  # between documents; text does not contain it
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document and the name by whose hash it is put into a split."""
+
+    name: str
+    text: bytes
+
+
+def cache_folder() -> Path:
+    """Where built corpora are kept: `STEPLADDER_CACHE`, else `stepladder` in the user's cache folder."""
+    given = os.environ.get("STEPLADDER_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else base / "stepladder"
+
+
+def stdlib_documents() -> Iterator[Document]:
+    """Every module of the standard library, in the order of its path; no site-packages, no caches."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(("site-packages/", "dist-packages/", "lib2to3/tests/data/")) and "/__pycache__/" not in name:
+            try:
+                yield Document(name, path.read_bytes())
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror}); repair the Python installation") from error
+
+
+def files_documents(corpus: FilesCorpus) -> Iterator[Document]:
+    """Documents of text, JSONL or Parquet files, through Hugging Face `datasets`. Raises: DataError."""
+    import datasets
+
+    paths = [str(path) for pattern in corpus.paths for path in matching(pattern)]
+    builder = {"text": "text", "jsonl": "json", "parquet": "parquet"}[corpus.format]
+    options: dict[str, Any] = {"sample_by": "document"} if corpus.format == "text" else {}
+    loading: Any = datasets
+    loading.disable_progress_bars()
+    try:
+        rows: Any = loading.load_dataset(builder, data_files=paths, split="train", streaming=True, **options)
+        for row in rows:
+            text = cast(Mapping[str, Any], row).get(corpus.column)
+            if not isinstance(text, str):
+                columns = ", ".join(sorted(row))
+                raise DataError(f"data.files.column = {corpus.column!r}: no such text column; there are {columns}")
+            raw = text.encode()
+            yield Document(hashlib.sha256(raw).hexdigest(), raw)
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises many kinds for a damaged file; each means the same to a user
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"data.files.paths = {list(corpus.paths)}: not readable as {corpus.format} ({first_line})") from error
+
+
+def is_held_out(name: str, part: float) -> bool:
+    """Whether a document belongs to the held-out part: a hash of its name, so the split never moves."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < part * 2**64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A built corpus: a file of bytes for each split."""
+
+    folder: Path
+    fingerprint: str
+    """Changes when the content changes; a checkpoint keeps it."""
+
+    def tokens(self, split: str) -> "Tensor":
+        """All tokens of a split, [N] uint8, memory-mapped."""
+        import torch
+
+        path = self.folder / f"{split}.u8"
+        return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+
+def open_corpus(config: StdlibCorpus | FilesCorpus) -> Corpus:
+    """The corpus of a recipe, built now if the cache does not hold it.
+
+    Raises: DataError if a source cannot be read, a split is empty, or the cache cannot be written.
+    """
+    if isinstance(config, StdlibCorpus):
+        identity = f"stdlib {sys.version} {config!r}"
+        documents = stdlib_documents
+    else:
+        paths = [path for pattern in config.paths for path in matching(pattern)]
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        identity = f"files {stats!r} {config!r}"
+        documents = partial(files_documents, config)
+    fingerprint = hashlib.sha256(f"v1 {identity}".encode()).hexdigest()[:16]
+    folder = cache_folder() / f"corpus-{fingerprint}"
+    if not folder.is_dir():
+        _build(folder, documents(), config.held_out)
+    return Corpus(folder=folder, fingerprint=fingerprint)
+
+
+def _build(folder: Path, documents: Iterable[Document], held_out: float) -> None:
+    """Write both splits beside the target and rename: two ranks may build at once, and the first one wins."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial_folder = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise DataError(
+            f"{folder.parent}: the corpus cache cannot be written ({error.strerror}); set STEPLADDER_CACHE to a folder that can"
+        ) from error
+    try:
+        with (partial_folder / "train.u8").open("wb") as train, (partial_folder / "held_out.u8").open("wb") as held:
+            _write(documents, train, held, held_out)
+        for split in SPLITS:
+            if (partial_folder / f"{split}.u8").stat().st_size == 0:
+                raise DataError(f"data: the {split} part is empty; give more documents or another held_out")
+        try:
+            partial_folder.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another rank was faster; its content is the same
+                raise
+    finally:
+        for path in partial_folder.glob("*"):
+            path.unlink()
+        if partial_folder.is_dir():
+            partial_folder.rmdir()
+
+
+def _write(documents: Iterable[Document], train: BinaryIO, held: BinaryIO, part: float) -> None:
+    for document in documents:
+        file = held if is_held_out(document.name, part) else train
+        file.write(document.text)
+        file.write(_SEPARATOR)

@@ -1,0 +1,192 @@
+"""What a log line says: loss, gradient norm, throughput, data wait, memory, MFU, time to go.
+
+[Note: MFU]
+Model FLOPs utilisation = tokens/s on a device x model FLOPs a token / peak of the device. The FLOPs follow the model's
+stated convention; the peak is always the dense BF16 one, whatever the precision of the run. A device that is not in the
+table has no MFU: a guess would be worse than nothing.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from .loop import StepResult
+
+if TYPE_CHECKING:
+    import torch
+
+# Dense BF16 peak in FLOP/s by the device's name, most specific first. Source: NVIDIA and AMD data sheets.
+_PEAKS = (
+    ("B200", 2250e12),
+    ("H200", 989.4e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("GH200", 989.4e12),
+    ("H100", 989.4e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("MI300X", 1307e12),
+    ("MI250X", 383e12),
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense BF16 peak of a device, FLOP/s; None if it is not known."""
+    return next((peak for name, peak in _PEAKS if name.lower() in device_name.lower()), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One line of `metrics.jsonl`. Times are of the interval since the line before; rates are of all ranks together."""
+
+    step: int
+    loss: float
+    """Nats a token in this step, over all ranks."""
+    grad_norm: float | None
+    learning_rate: float
+    tokens_seen: int
+    tokens_per_s: float
+    step_ms: float
+    data_wait_percent: float
+    """Part of the time in which rank 0 waited for data."""
+    memory_gib: float
+    """Peak memory of rank 0: reserved by the allocator on CUDA, resident set of the process on CPU."""
+    mfu_percent: float | None
+    elapsed_s: float
+    eta_s: float
+    kind: str = "train"
+
+
+def log_line(record: Record, num_steps: int) -> str:
+    """A record as one readable line."""
+    norm = "      -" if record.grad_norm is None else f"{record.grad_norm:7.3f}"
+    mfu = "" if record.mfu_percent is None else f"  mfu {record.mfu_percent:4.1f}%"
+    return (
+        f"step {record.step:>{len(str(num_steps))}}/{num_steps}  loss {record.loss:7.4f}  norm {norm}  "
+        f"lr {record.learning_rate:.2e}  {record.tokens_per_s:>9,.0f} tok/s  {record.step_ms:8.2f} ms/step  "
+        f"data {record.data_wait_percent:4.1f}%  mem {record.memory_gib:5.2f} GiB{mfu}  eta {duration(record.eta_s)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def host_memory_gib() -> float:
+    """Peak resident set of this process."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@dataclass(kw_only=True)
+class Meter:
+    """Turns step results into records, at the interval of the log. All ranks call it; rank 0 writes."""
+
+    num_steps: int
+    first_step: int
+    tokens_per_step: int
+    flops_per_token: float
+    peak: float | None
+    num_ranks: int
+    device: "torch.device"
+    reduce: Callable[["torch.Tensor"], "torch.Tensor"]
+    """Sum over the data ranks."""
+    waited_s: Callable[[], float]
+    """Time blocked in the loader since the beginning."""
+    stop_requested: Callable[[], bool]
+    write: Callable[[Record], None]
+    _start_s: float = field(default=0.0, init=False)
+    _last_s: float = field(default=0.0, init=False)
+    _last_step: int = field(default=0, init=False)
+    _last_wait_s: float = field(default=0.0, init=False)
+
+    def start(self) -> None:
+        """Begin to measure; called right before the first step."""
+        self._start_s = self._last_s = time.perf_counter()
+        self._last_step = self.first_step
+
+    def skip_pause(self, started_s: float) -> None:
+        """Leave a pause since `started_s` (evaluation, checkpoint) out of the interval."""
+        self._last_s += time.perf_counter() - started_s
+
+    def look(self, result: StepResult) -> bool:
+        """Write one record; true when some rank was asked to stop, on all ranks alike.
+
+        The wish to stop rides on the reduction of the loss, so that asking costs no collective of its own.
+        """
+        import torch
+
+        told = torch.stack([result.loss_sum.detach().double(), result.loss_sum.new_zeros((), dtype=torch.float64)])
+        if self.stop_requested():
+            told[1] = 1.0
+        total, stops = self.reduce(told).tolist()  # the one place where the host waits for the device
+        now = time.perf_counter()
+        steps = max(1, result.step - self._last_step)
+        interval = max(now - self._last_s, 1e-9)
+        waited = self.waited_s()
+        rate = steps * self.tokens_per_step / interval
+        flops = rate * self.flops_per_token / self.num_ranks
+        self.write(
+            Record(
+                step=result.step,
+                loss=total / float(result.num_tokens),
+                grad_norm=None if result.grad_norm is None else _number(result.grad_norm),
+                learning_rate=result.learning_rate,
+                tokens_seen=result.step * self.tokens_per_step,
+                tokens_per_s=rate,
+                step_ms=1000 * interval / steps,
+                data_wait_percent=min(100.0, 100 * (waited - self._last_wait_s) / interval),
+                memory_gib=self._memory_gib(),
+                mfu_percent=100 * flops / self.peak if self.peak else None,
+                elapsed_s=now - self._start_s,
+                eta_s=(self.num_steps - result.step) * interval / steps,
+            )
+        )
+        self._last_s, self._last_step, self._last_wait_s = now, result.step, waited
+        return stops > 0
+
+    def _memory_gib(self) -> float:
+        if self.device.type == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_reserved(self.device) / 2**30
+        return host_memory_gib()
+
+
+def _number(norm: "torch.Tensor") -> float:
+    """A norm as a float; the norm of sharded gradients is itself spread over the ranks."""
+    whole = getattr(norm, "full_tensor", None)  # asked this way, because importing DTensor takes half a second
+    return float(norm if whole is None else whole())
+
+
+@dataclass(kw_only=True)
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, appended and flushed at once."""
+
+    path: Path
+    _file: IO[str] | None = field(default=None, init=False)
+
+    def write(self, record: object) -> None:
+        """Append a dataclass as one line; non-finite numbers become strings, for JSON has none."""
+        if self._file is None:
+            self._file = self.path.open("a")
+        values = {key: _json_value(value) for key, value in asdict(record).items()}  # pyright: ignore[reportArgumentType]
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value

@@ -1,0 +1,125 @@
+"""A Llama-style decoder. Shape legend: B batch, T tokens, D model width, H heads, K head width, F ffn width, V vocab."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...strategies.base import Batch
+from .config import DecoderConfig
+
+
+class RMSNorm(nn.Module):
+    """Scales each vector to unit mean square, then by a learned weight."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Normalise over D; torch computes in float32 whatever the input is."""
+        return F.rms_norm(x_BTD, self.weight.shape, self.weight.to(x_BTD.dtype), self.eps)
+
+
+def rotary_angles(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each position's angles, [T, K/2] each, float32.
+
+    Computed in every forward pass from the positions: nothing to keep, nothing to cast, and a strategy that shards the
+    sequence only has to shard the positions. Source: Su et al. 2021, arXiv:2104.09864.
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
+    angles = positions_T.float()[:, None] * theta**-exponents
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + K/2) of each head by its position's angles, in float32."""
+    first, second = x_BHTK.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTK.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key and value heads."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.num_heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_dim
+        self.query = nn.Linear(config.dim, config.num_heads * config.head_dim, bias=False)
+        self.key = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.value = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
+        self.out = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        b, t, _ = x_BTD.shape
+        q = self.query(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
+        k = self.key(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
+        v = self.value(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if self.kv_heads != self.num_heads:
+            # Expanded here rather than by enable_gqa, which leaves the fused CPU kernel; CUDA kernels read the same.
+            groups = self.num_heads // self.kv_heads
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        out_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(out_BHTK.transpose(1, 2).reshape(b, t, -1))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward: down(silu(gate(x)) * up(x)). Source: Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = SwiGLU(config)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos, sin)
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """Token ids to logits over the vocabulary."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        # Kept as a module only when it has weights of its own, so that no name stands for two tensors.
+        self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, tokens_BT: Tensor, positions_T: Tensor | None = None) -> Tensor:
+        """[B, T] ids -> [B, T, V] logits; `positions_T` defaults to 0 .. T-1."""
+        if positions_T is None:
+            positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        cos, sin = rotary_angles(positions_T, self.config.head_dim, self.config.rope_theta)
+        x_BTD = self.embedding(tokens_BT)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, cos, sin)
+        x_BTD = self.norm(x_BTD)
+        return F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
+
+
+def next_token_loss(logits_BTV: Tensor, batch: Batch) -> Tensor:
+    """Sum of the cross entropies of the valid tokens, in float32; labels of -100 do not count."""
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=-100, reduction="sum"
+    )

@@ -1,0 +1,59 @@
+"""Forward and backward of one optimizer step, when no pipeline owns them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..profiling.record import Marker, no_span
+from ..profiling.spans import Span
+from ..strategies.base import Batch, Program
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def accumulate(program: Program, microbatches: Sequence[Batch], scale: "float | Tensor", mark: Marker) -> "Tensor":
+    """Add the gradients of `scale * loss` of each microbatch; reduce them over the ranks with the last one.
+
+    Returns: this rank's sum of losses, unscaled and detached, on the device.
+    """
+    total: Tensor | None = None
+    last = len(microbatches) - 1
+    for i, batch in enumerate(microbatches):
+        with program.before_microbatch(i == last):
+            with mark(Span.FORWARD), program.forward_context():
+                loss = program.loss(program.model(batch.inputs), batch)
+            with mark(Span.BACKWARD):
+                backward(program.loss_scaling.scale(loss * scale), mark)
+        detached = loss.detach()
+        total = detached if total is None else total + detached
+    assert total is not None, "a step needs at least one microbatch"
+    return total
+
+
+def backward(loss: "Tensor", mark: Marker) -> None:
+    """Run backward; mark what remains of the gradient reduction after the last gradient as `GRADIENT_SYNC`.
+
+    [Note: exposed gradient reduction]
+    DDP and FSDP2 wait for their last reductions in callbacks that autograd runs when all gradients are computed, in the
+    order in which they were queued. A callback queued from the very first hook, the one on the loss, runs before theirs:
+    the time from there to the return of `backward` is what backward did not hide.
+    """
+    if mark is no_span:
+        loss.backward()
+        return
+    from torch.autograd import Variable
+
+    engine = Variable._execution_engine  # pyright: ignore[reportAttributeAccessIssue]
+    span = mark(Span.GRADIENT_SYNC)
+    opened: list[object] = []
+
+    def open_span() -> None:
+        opened.append(span.__enter__())
+
+    def queue(grad: "Tensor") -> None:
+        engine.queue_callback(open_span)
+
+    loss.register_hook(queue)
+    loss.backward()
+    if opened:
+        span.__exit__(None, None, None)
