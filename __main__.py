@@ -8,7 +8,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
-from stepladder.launch.cli import main  # noqa: E402  (after the path is clean)
+from stepladder.launch.cli import main  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -69,8 +69,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE", help="change a key")
-    parser.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: GPUs, or run.cpu_ranks)")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE", help="change a key"
+    )
+    parser.add_argument(
+        "--ranks", type=int, metavar="N", help="ranks on this machine (default: GPUs, or run.cpu_ranks)"
+    )
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
@@ -118,7 +122,9 @@ def _check(options: argparse.Namespace, given: Sequence[str]) -> int:
     num_gpus = count_gpus()
     # A recipe for a larger machine is checked as if on that machine: a laptop must be able to say that it is sound.
     plan = make_plan(recipe, num_gpus=num_gpus, num_ranks=options.ranks, started=num_gpus == 0)
-    print(*plan.summary(), f"recipe      {recipe.name}, sha256 {recipes.recipe_hash(recipe)[:16]}: no problems", sep="\n")
+    print(
+        *plan.summary(), f"recipe      {recipe.name}, sha256 {recipes.recipe_hash(recipe)[:16]}: no problems", sep="\n"
+    )
     return ExitCode.DONE
 
 

@@ -21,12 +21,17 @@ def _width() -> int:
 
 def overview() -> str:
     """The table of techniques: what each is, what it saves, what it costs."""
-    lines: list[str] = ["strategies in the order in which they are applied; `stepladder strategies NAME` for the page", ""]
+    lines: list[str] = [
+        "strategies in the order in which they are applied; `stepladder strategies NAME` for the page",
+        "",
+    ]
     for page in pages():
         lines.append(f"{page.name:<18}{page.headline}")
         for label in ("Saves", "Costs"):
             text = f"{label.lower()}: {page.answers.get(label, '-')}"
-            lines += textwrap.wrap(text, _width(), initial_indent=" " * 18, subsequent_indent=" " * 20 + " " * len(label))
+            lines += textwrap.wrap(
+                text, _width(), initial_indent=" " * 18, subsequent_indent=" " * 20 + " " * len(label)
+            )
     return "\n".join(lines)
 
 
@@ -72,7 +77,9 @@ def _all_keys(kind: type[Any], path: str) -> Iterator[tuple[str, tuple[str, str,
     described = {row[0]: row for row in describe_keys(kind)}
     for each in dataclasses.fields(kind):
         hint = installed() if each.name == "strategies" else typing.get_type_hints(kind)[each.name]
-        inner = strategy_class(hint) if typing.get_args(hint) and dataclasses.is_dataclass(strategy_class(hint)) else hint
+        inner = (
+            strategy_class(hint) if typing.get_args(hint) and dataclasses.is_dataclass(strategy_class(hint)) else hint
+        )
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             yield from _all_keys(inner, f"{path}.{each.name}" if path else each.name)
         else:

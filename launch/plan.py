@@ -81,9 +81,7 @@ def make_plan(recipe: Recipe, *, num_gpus: int, num_ranks: int | None = None, st
     found += _machine_problems(plan, num_gpus=num_gpus, started=started)
     found += _batch_problems(plan)
     if recipe.profiler:
-        found += recipe.profiler.run_problems(
-            num_steps=recipe.run.num_steps, num_ranks=ranks, device_type=device_type
-        )
+        found += recipe.profiler.run_problems(num_steps=recipe.run.num_steps, num_ranks=ranks, device_type=device_type)
     if found:
         raise UsageError(*found)
     return plan
@@ -119,8 +117,9 @@ def _batch_problems(plan: Plan) -> Iterator[str]:
             else f"use a multiple of {one}"
         )
         yield (
-            f"batch.tokens_per_step = {stated}: microbatch {batch.microbatch_size} x sequence {batch.sequence_length} x "
-            f"accumulation {recipe.num_microbatches} x data ranks {plan.num_data_ranks} = {plan.tokens_per_step}; {way_out}"
+            f"batch.tokens_per_step = {stated}: microbatch {batch.microbatch_size} x sequence {batch.sequence_length} "
+            f"x accumulation {recipe.num_microbatches} x data ranks {plan.num_data_ranks} = {plan.tokens_per_step}; "
+            f"{way_out}"
         )
     vocab_size = recipe.model.chosen.vocab_size
     if recipe.data.synthetic is None and vocab_size < 256:

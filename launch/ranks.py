@@ -1,8 +1,8 @@
-"""This process among its like: who it is, its device, its process group, and how it is asked to stop."""
+"""A process among its like: who it is, its device, its process group, and how it is asked to stop."""
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -63,7 +63,7 @@ class StopRequest:
 
 
 def pick_device(plan: "Plan", ranks: Ranks) -> "torch.device":
-    """This rank's device, made current; also sets threads and determinism, which must come before the first kernel."""
+    """The rank's device, made current; also sets threads and determinism, which must come before the first kernel."""
     import torch
 
     if threads := plan.recipe.run.threads_per_rank:
@@ -72,7 +72,8 @@ def pick_device(plan: "Plan", ranks: Ranks) -> "torch.device":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result of ours
+        # Costs time and changes no result of ours.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if plan.device_type == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda", ranks.local_rank)
@@ -81,7 +82,7 @@ def pick_device(plan: "Plan", ranks: Ranks) -> "torch.device":
 
 
 @contextmanager
-def process_group(device: "torch.device", ranks: Ranks) -> Iterator[None]:
+def process_group(device: "torch.device", ranks: Ranks) -> Generator[None]:
     """The process group of all ranks: NCCL on GPUs, gloo without. A single rank needs no network for it."""
     import torch.distributed as dist
 

@@ -16,12 +16,13 @@ from .reader import Problems, read_table
 from .schema import Recipe
 
 Tree = dict[str, Any]
+PACKAGE = __name__.split(".")[0]
 _CHOICES = ("model", "data")  # tables in which exactly one sub-table is on
 
 
 def shipped() -> dict[str, Path]:
     """Recipes that come with the package, by name."""
-    folder = Path(str(resources.files(f"{__package__.rpartition('.')[0]}.recipes")))
+    folder = Path(str(resources.files(f"{PACKAGE}.recipes")))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
@@ -180,13 +181,24 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def diff(before: Recipe, after: Recipe) -> list[str]:
     """What changes from one recipe to another: `strategies.ac.every: 1 -> 2`, a line each."""
-    old, new = dict(flatten(resolved(before))), dict(flatten(resolved(after)))
-    lines: list[str] = []
-    for where in [*old, *(key for key in new if key not in old)]:
-        if old.get(where) != new.get(where):
-            lines.append(f"{where}: {_said(old, where)} -> {_said(new, where)}")
-    return lines
+    return list(_differences(resolved(before), resolved(after), ""))
 
 
-def _said(values: Mapping[str, Any], where: str) -> str:
-    return json.dumps(values[where]) if where in values else "absent"
+def _differences(old: Tree, new: Tree, path: str) -> Iterator[str]:
+    for key in [*old, *(key for key in new if key not in old)]:
+        where = f"{path}.{key}" if path else key
+        left, right = old.get(key), new.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            yield from _differences(cast(Tree, left), cast(Tree, right), where)
+        elif left != right:
+            yield f"{where}: {_said(left)} -> {_said(right)}"
+
+
+def _said(value: Any) -> str:
+    """A value in a diff; a table that is on only here in one line."""
+    if value is None:
+        return "off"
+    if isinstance(value, dict):
+        inside = ", ".join(f"{key} = {_said(each)}" for key, each in cast(Tree, value).items())
+        return f"{{{inside}}}"
+    return json.dumps(value)

@@ -64,7 +64,7 @@ def environment(recipe: Recipe, command: Sequence[str]) -> dict[str, Any]:
     return {
         "recipe_sha256": recipe_hash(recipe),
         "command": list(command),
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -96,9 +96,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit, and whether files differ from it; None outside a checkout or without git."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:

@@ -1,9 +1,10 @@
 """Starts the ranks of a run on this machine and owns its exit code.
 
-One rank is this very process, replaced by its worker. Several are started by torchrun, in a session of their own: Ctrl-C
-reaches this launcher alone, which asks every worker to stop after a whole step; a second Ctrl-C ends them at once.
+One rank is this very process, replaced by its worker. Several are started by torchrun, in a session of their own:
+Ctrl-C reaches this launcher alone, which asks every worker to stop after a whole step; a second one ends them at once.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from types import FrameType
 from . import run_folder
 from .errors import ExitCode
 from .plan import Plan
+from .recipe import PACKAGE
 from .run_folder import FOLDER_VARIABLE
 
 
@@ -38,7 +40,7 @@ def start(plan: Plan, arguments: Sequence[str], *, out: Path | None, resume: boo
     said = run_folder.create(folder, plan.recipe, command=["stepladder", *arguments], resume=resume)
     print(*plan.summary(), f"folder      {folder}", *said, sep="\n", flush=True)
     environment = worker_environment(plan, plan.num_ranks) | {FOLDER_VARIABLE: str(folder.resolve())}
-    worker = ["-m", __package__.rpartition(".")[0], *arguments]
+    worker = ["-m", PACKAGE, *arguments]
     if plan.num_ranks == 1:
         environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         os.execve(sys.executable, [sys.executable, *worker], environment)
@@ -77,10 +79,8 @@ def _children(pid: int) -> list[int]:
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _end(returncode: int, folder: Path) -> int:

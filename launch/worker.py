@@ -7,8 +7,8 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +68,8 @@ def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: S
 def _leave(ranks: Ranks, code: int) -> None:
     """End a rank of several at once, when all have come this far.
 
-    gloo's threads sometimes abort while the interpreter tears them down (about 1 run in 13 on two ranks); leaving without
-    the teardown avoids it, and everything worth keeping is on disk.
+    gloo's threads sometimes abort while the interpreter tears them down (about 1 run in 13 on two ranks); leaving
+    without the teardown avoids it, and everything worth keeping is on disk.
     """
     if ranks.num_ranks == 1:
         return
@@ -80,9 +80,7 @@ def _leave(ranks: Ranks, code: int) -> None:
     os._exit(ExitCode.DONE if run_folder.FOLDER_VARIABLE in os.environ else code)
 
 
-def _agree_on_folder(
-    plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str]
-) -> Path:
+def _agree_on_folder(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str]) -> Path:
     """The run folder: made by the launcher, or by rank 0, and known to all ranks."""
     if made := os.environ.get(run_folder.FOLDER_VARIABLE):
         return Path(made)
@@ -352,20 +350,19 @@ def build_program(plan: Plan, ranks: Ranks, device: "torch.device") -> Program:
     return assemble(program, recipe.strategies, run)
 
 
-class _garbage_collection:  # noqa: N801  (a context manager, used like a function)
+@contextmanager
+def _garbage_collection(every: int, watchers: list[Watcher]) -> Generator[None]:
     """Collect on all ranks in the same steps, so that no rank waits for another one's collector."""
 
-    def __init__(self, every: int, watchers: list[Watcher]) -> None:
-        watchers.append(Watcher(every=every, look=self._collect))
-
-    def _collect(self, result: StepResult) -> None:
+    def collect(result: StepResult) -> None:
         gc.collect(1)
 
-    def __enter__(self) -> None:
-        gc.collect()
-        gc.freeze()  # what lives now lives to the end; later collections need not look at it
-        gc.disable()
-
-    def __exit__(self, *error: object) -> None:
+    watchers.append(Watcher(every=every, look=collect))
+    gc.collect()
+    gc.freeze()  # what lives now lives to the end; later collections need not look at it
+    gc.disable()
+    try:
+        yield
+    finally:
         gc.enable()
         gc.unfreeze()

@@ -4,7 +4,7 @@ The pieces are context managers that yield a `tick`, called once after every ste
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ def torch_profiler(
     with_stack: bool = False,
     profile_memory: bool = False,
     with_flops: bool = False,
-) -> Iterator[Tick]:
+) -> Generator[Tick]:
     """Record the scheduled steps and write one `rank-<r>.step-<n>.pt.trace.json.gz` for each window.
 
     `first_step` is the number of steps already done before this process (a resumed run), so that names stay true.
@@ -90,7 +90,7 @@ def torch_profiler(
 
 
 @contextmanager
-def nsight_window(*, first: int, last: int) -> Iterator[Tick]:
+def nsight_window(*, first: int, last: int) -> Generator[Tick]:
     """Open the `cudaProfilerApi` range around steps `first`..`last` (counted from 1, both included).
 
     For `nsys profile --capture-range=cudaProfilerApi`.
@@ -115,7 +115,7 @@ def nsight_window(*, first: int, last: int) -> Iterator[Tick]:
 
 
 @contextmanager
-def memory_snapshot(folder: Path, *, rank: int, max_entries: int = 100_000) -> Iterator[None]:
+def memory_snapshot(folder: Path, *, rank: int, max_entries: int = 100_000) -> Generator[None]:
     """Record the CUDA allocator's history and write `rank-<r>.memory.pickle`, also when the run fails (out of memory).
 
     For https://pytorch.org/memory_viz. The file is torch's own format; stepladder never reads it back.
@@ -134,7 +134,7 @@ def memory_snapshot(folder: Path, *, rank: int, max_entries: int = 100_000) -> I
 def flight_recorder_environment(folder: Path) -> dict[str, str]:
     """Environment that switches on the flight recorder of collectives; set before the process group exists.
 
-    A collective that times out leaves `rank_<r>` in `folder` for `python -m torch.distributed.flight_recorder.fr_trace`.
+    A collective that times out leaves `rank_<r>` in `folder`; `torchfrtrace` reads them.
     """
     return {
         "TORCH_FR_BUFFER_SIZE": "2000",

@@ -13,13 +13,10 @@ Source: Chen et al. 2016, arXiv:1604.06174; Korthikanti et al. 2022, arXiv:2205.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
 from .limits import PositiveInt
-
-if TYPE_CHECKING:
-    import torch
 
 # The expensive operators: matrix products and attention. Recomputing the rest costs memory bandwidth only.
 _DEFAULT_SAVE = (
@@ -91,7 +88,7 @@ def _selective(names: tuple[str, ...]) -> Any:
     return partial(create_selective_checkpoint_contexts, operators)
 
 
-def _overloads(name: str) -> "list[torch._ops.OpOverload]":
+def _overloads(name: str) -> list[Any]:
     """All overloads of an operator written `namespace.name`, or the one written `namespace.name.overload`."""
     import torch
 

@@ -13,7 +13,14 @@ class ContractError(Exception):
 
 
 def assemble(program: Program, strategies: Any, run: Run) -> Program:
-    """The program with every active strategy applied, and its weights in place.
+    """The program with every active strategy applied, and its weights in place. Raises: ContractError."""
+    program = apply_all(program, strategies, run)
+    materialise(program, run)
+    return program
+
+
+def apply_all(program: Program, strategies: Any, run: Run) -> Program:
+    """The program with every active strategy applied; the weights may still be on the meta device.
 
     Raises: ContractError if a strategy adds, drops, renames or reorders parameters.
     """
@@ -27,5 +34,4 @@ def assemble(program: Program, strategies: Any, run: Run) -> Program:
                 f"strategies.{name} changed the parameter names: gone {gone[:5]}, new {new[:5]}"
                 + ("" if gone or new else " (none, but their order)")
             )
-    materialise(program, run)
     return program

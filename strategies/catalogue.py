@@ -7,6 +7,7 @@ import sys
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from .plugins import installed
@@ -47,16 +48,14 @@ def describe_keys(kind: type[Any]) -> list[tuple[str, str, str, str]]:
     """(key, type, default, text) of each field of a config dataclass; the text is the string below the field."""
     texts = _field_texts(kind)
     hints = typing.get_type_hints(kind)
-    return [
-        (each.name, type_name(hints[each.name]), _default(each), texts.get(each.name, "")) for each in fields(kind)
-    ]
+    return [(each.name, type_name(hints[each.name]), _default(each), texts.get(each.name, "")) for each in fields(kind)]
 
 
 def _field_texts(kind: type[Any]) -> dict[str, str]:
     """The string literal that follows each annotated field in the class body."""
     body = typing.cast(ast.ClassDef, ast.parse(inspect.cleandoc(inspect.getsource(kind))).body[0]).body
     texts: dict[str, str] = {}
-    for node, following in zip(body, body[1:], strict=False):
+    for node, following in pairwise(body):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):

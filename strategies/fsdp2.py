@@ -64,9 +64,7 @@ class FSDP2:
         mesh = run.mesh[Axis.DP_SHARD]
         dtypes = {"float32": torch.float32, "bf16": torch.bfloat16}
         # Only the root casts its inputs: a block must not round the float32 rotary angles that it is handed.
-        root_policy = MixedPrecisionPolicy(
-            param_dtype=dtypes[self.param_dtype], reduce_dtype=dtypes[self.reduce_dtype]
-        )
+        root_policy = MixedPrecisionPolicy(param_dtype=dtypes[self.param_dtype], reduce_dtype=dtypes[self.reduce_dtype])
         policy = replace(root_policy, cast_forward_inputs=False)
         model = program.model
         blocks = [model.get_submodule(name) for name in program.facts.blocks]

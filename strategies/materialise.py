@@ -25,7 +25,7 @@ def seed_of(seed: int, name: str) -> int:
 def materialise(program: Program, run: Run) -> None:
     """Give every parameter that is still on the meta device storage and its first value; in place.
 
-    Does nothing to a model that was made whole. Raises: ValueError if the model has meta buffers or tells no initialiser.
+    Does nothing to a model that was made whole. Raises: ValueError if there are meta buffers or no initialiser.
     """
     import torch
 

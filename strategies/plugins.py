@@ -1,14 +1,14 @@
 """Strategies of third parties, found through the entry-point group `stepladder.strategies`.
 
-An entry point's name is its recipe key, its value a strategy class with `after: ClassVar[str]`: the name of the strategy
-behind which it is applied. Installing such a package is the consent to run its code.
+An entry point's name is its recipe key, its value a strategy class with `after: ClassVar[str]`: the name of the
+strategy behind which it is applied. Installing such a package is the consent to run its code.
 """
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, make_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, cast
 
 from . import Strategies
 
@@ -42,7 +42,5 @@ def extended(points: Sequence[EntryPoint]) -> type[Any]:
             raise PluginError(
                 f"strategy {point.name} of {point.value}: after = {after!r} names no strategy; use one of {names}"
             )
-        order.insert(names.index(after) + 1, (point.name, kind | None))
-    return make_dataclass(
-        "Strategies", [(name, kind, None) for name, kind in order], frozen=True, kw_only=True, module=__name__
-    )
+        order.insert(names.index(after) + 1, (point.name, cast(Any, kind) | None))
+    return make_dataclass("Strategies", [(name, kind, None) for name, kind in order], frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ class StepData(NamedTuple):
 
 
 class Feed(Protocol):
-    """Where batches come from. `wait` blocks until a step's data is on the host, `to_device` brings it to the device."""
+    """Where batches come from: `wait` blocks until a step's data is on the host, `to_device` takes it from there."""
 
     def wait(self) -> Sequence[Batch]:
         """The next step's microbatches on the host."""

@@ -1,7 +1,7 @@
 """Forward and backward of one optimizer step, when no pipeline owns them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..profiling.record import Marker, no_span
 from ..profiling.spans import Span
@@ -34,16 +34,16 @@ def backward(loss: "Tensor", mark: Marker) -> None:
     """Run backward; mark what remains of the gradient reduction after the last gradient as `GRADIENT_SYNC`.
 
     [Note: exposed gradient reduction]
-    DDP and FSDP2 wait for their last reductions in callbacks that autograd runs when all gradients are computed, in the
-    order in which they were queued. A callback queued from the very first hook, the one on the loss, runs before theirs:
-    the time from there to the return of `backward` is what backward did not hide.
+    DDP and FSDP2 wait for their last reductions in callbacks that autograd runs when all gradients are computed, in
+    the order in which they were queued. A callback queued from the very first hook, the one on the loss, runs before
+    theirs: the time from there to the return of `backward` is what backward did not hide.
     """
     if mark is no_span:
         loss.backward()
         return
     from torch.autograd import Variable
 
-    engine = Variable._execution_engine  # pyright: ignore[reportAttributeAccessIssue]
+    engine: Any = Variable._execution_engine  # pyright: ignore[reportPrivateUsage]
     span = mark(Span.GRADIENT_SYNC)
     opened: list[object] = []
 

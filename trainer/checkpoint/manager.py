@@ -2,8 +2,8 @@
 
 [Note: a checkpoint is complete or absent]
 All ranks write into a temporary folder; when every rank is done, rank 0 adds `state.json` and renames the folder. A
-folder named `step-*` is therefore whole. Hyperparameters are not in it: they come from the recipe, so a resumed run does
-what its recipe says.
+folder named `step-*` is therefore whole. Hyperparameters are not in it: they come from the recipe, so a resumed run
+does what its recipe says.
 """
 
 import json
@@ -70,7 +70,9 @@ class Checkpoints:
                     shutil.rmtree(old)
             self.barrier()
         except OSError as error:
-            raise CheckpointError(f"{final}: cannot be written ({error.strerror}); free space or change --out") from error
+            raise CheckpointError(
+                f"{final}: cannot be written ({error.strerror}); free space or change --out"
+            ) from error
         return final
 
     def _commit(self, step: int, partial: Path, final: Path) -> None:
@@ -131,7 +133,9 @@ class Checkpoints:
         if state.get("format") != FORMAT:
             raise CheckpointError(f"{path}: format {state.get('format')}, but this version reads {FORMAT}; upgrade")
         if num_ranks != self.num_ranks:
-            raise CheckpointError(f"{path}: saved by {num_ranks} ranks, but {self.num_ranks} are running; start {num_ranks}")
+            raise CheckpointError(
+                f"{path}: saved by {num_ranks} ranks, but {self.num_ranks} are running; start {num_ranks}"
+            )
         for key, now in self.identity.items():
             if identity.get(key) != now:
                 raise CheckpointError(

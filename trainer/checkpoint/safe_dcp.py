@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
 from .errors import CheckpointError
@@ -69,10 +69,9 @@ class SafeReader(FileSystemReader):
             path = folder / relative
             if len(relative.parts) != 1 or path.is_symlink() or not path.is_file():
                 raise CheckpointError(f"{folder}: names the file {relative}, which is not a plain file of its own")
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = self.storage_meta()
-        assert metadata.storage_meta is not None
-        metadata.storage_meta.load_id = self.load_id
+        storage_meta = metadata.storage_meta or StorageMeta()
+        storage_meta.load_id = self.load_id
+        metadata.storage_meta = storage_meta
         return metadata
 
 

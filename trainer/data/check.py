@@ -6,7 +6,7 @@ from .tokens import SPLITS, open_corpus
 
 
 def check_data(config: DataConfig, sequence_length: int) -> None:
-    """Build the corpus if the cache lacks it, and see that each split holds at least one sequence. Raises: DataError."""
+    """Build the corpus if the cache lacks it, and see that each split holds a sequence. Raises: DataError."""
     if isinstance(config.chosen, SyntheticTokens):
         return
     corpus = open_corpus(config.chosen)

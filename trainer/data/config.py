@@ -56,7 +56,7 @@ class SyntheticTokens:
     """Random tokens that stay on the device: no loading at all, for pure speed."""
 
     num_samples: PositiveInt = 64
-    """Distinct samples on each rank, used in turn."""
+    """Distinct samples, used again and again in a new order."""
 
 
 @dataclass(frozen=True, kw_only=True)

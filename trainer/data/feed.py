@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -33,7 +33,7 @@ class _Batches(torch.utils.data.Dataset[Batch]):
 
 
 def host_batches(source: Source, share: Share, loader: LoaderConfig, *, first_step: int, pin: bool) -> Iterator[Batch]:
-    """This rank's microbatches on the host, from `first_step` on, without end.
+    """The rank's microbatches on the host, from `first_step` on, without end.
 
     Without workers the source is read in this process; with workers through torch's DataLoader, in the same order.
     """
@@ -91,7 +91,7 @@ class DeviceFeed:
             self._stream = torch.cuda.Stream(self.device)
 
     def wait(self) -> Sequence[Batch]:
-        """This step's microbatches; empty if their copies were started in the step before."""
+        """The step's microbatches; empty if their copies were started in the step before."""
         if self._ahead is not None:
             return ()
         return self._next()

@@ -41,7 +41,10 @@ def stdlib_documents() -> Iterator[Document]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
-        if not name.startswith(("site-packages/", "dist-packages/", "lib2to3/tests/data/")) and "/__pycache__/" not in name:
+        if (
+            not name.startswith(("site-packages/", "dist-packages/", "lib2to3/tests/data/"))
+            and "/__pycache__/" not in name
+        ):
             try:
                 yield Document(name, path.read_bytes())
             except OSError as error:
@@ -70,7 +73,9 @@ def files_documents(corpus: FilesCorpus) -> Iterator[Document]:
         raise
     except Exception as error:  # datasets raises many kinds for a damaged file; each means the same to a user
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"data.files.paths = {list(corpus.paths)}: not readable as {corpus.format} ({first_line})") from error
+        raise DataError(
+            f"data.files.paths = {list(corpus.paths)}: not readable as {corpus.format} ({first_line})"
+        ) from error
 
 
 def is_held_out(name: str, part: float) -> bool:
@@ -121,7 +126,8 @@ def _build(folder: Path, documents: Iterable[Document], held_out: float) -> None
         partial_folder = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise DataError(
-            f"{folder.parent}: the corpus cache cannot be written ({error.strerror}); set STEPLADDER_CACHE to a folder that can"
+            f"{folder.parent}: the corpus cache cannot be written ({error.strerror}); "
+            f"set STEPLADDER_CACHE to a folder that can"
         ) from error
     try:
         with (partial_folder / "train.u8").open("wb") as train, (partial_folder / "held_out.u8").open("wb") as held:

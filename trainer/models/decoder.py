@@ -1,4 +1,4 @@
-"""A Llama-style decoder. Shape legend: B batch, T tokens, D model width, H heads, K head width, F ffn width, V vocab."""
+"""A Llama-style decoder. Shapes: B batch, T tokens, D model width, H heads, K head width, F ffn width, V vocabulary."""
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,4 @@ class Decoder(nn.Module):
 
 def next_token_loss(logits_BTV: Tensor, batch: Batch) -> Tensor:
     """Sum of the cross entropies of the valid tokens, in float32; labels of -100 do not count."""
-    return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=-100, reduction="sum"
-    )
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=-100, reduction="sum")

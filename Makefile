@@ -1,0 +1,39 @@
+# Everything a fresh machine with Python (3.11 or newer) and make needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint format bench-overhead clean
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stepladder needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## install, then train a byte-level decoder on real text with two ranks
+	$(BIN)/stepladder run demo
+
+test: $(READY) ## the whole fast suite
+	$(BIN)/pytest
+
+lint: $(READY) ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY) ## format in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-overhead: $(READY) ## host time per step beside Accelerate, Fabric and Lightning
+	$(PIP) --no-build-isolation --editable '.[dev,bench]'
+	$(BIN)/python benchmarks/overhead.py
+
+clean: ## remove the environment and what runs left behind
+	rm -rf $(VENV) runs build *.egg-info
