@@ -50,7 +50,11 @@ def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: S
     stop = StopRequest()
     stop.listen()
     device = pick_device(plan, ranks)
+    profiler = plan.recipe.profiler
     with ExitStack() as stack:
+        if profiler and profiler.flight_recorder:
+            known = Path(os.environ.get(run_folder.FOLDER_VARIABLE) or out or "runs")
+            stack.enter_context(capture.flight_recorder(known / "flight_recorder", rank=ranks.rank))
         if ranks.num_ranks > 1 or owned_axes(plan.recipe.strategies):
             stack.enter_context(process_group(device, ranks))
         folder = _agree_on_folder(plan, ranks, out=out, resume=resume, command=command)
@@ -287,7 +291,8 @@ class _Session:
         if profiler is None or (profiler.ranks is not None and self.ranks.rank not in profiler.ranks):
             return
         traces = self.folder / "traces"
-        traces.mkdir(exist_ok=True)
+        if profiler.trace or profiler.memory_snapshot:
+            traces.mkdir(exist_ok=True)
         schedule = profiler.schedule
         if profiler.memory_snapshot:
             stack.enter_context(capture.memory_snapshot(traces, rank=self.ranks.rank))

@@ -37,7 +37,7 @@ def trace_name(rank: int, step: int) -> str:
     return f"rank-{rank}.step-{step}.pt.trace.json.gz"
 
 
-def publish(path: Path, write: Callable[[Path], None]) -> None:
+def publish(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name and rename it, so that a reader never sees half of it."""
     partial = path.with_name(f".partial-{path.name}")
     write(partial)
@@ -131,13 +131,27 @@ def memory_snapshot(folder: Path, *, rank: int, max_entries: int = 100_000) -> G
         memory._record_memory_history(enabled=None)
 
 
-def flight_recorder_environment(folder: Path) -> dict[str, str]:
-    """Environment that switches on the flight recorder of collectives; set before the process group exists.
+@contextmanager
+def flight_recorder(folder: Path, *, rank: int) -> Generator[None]:
+    """Keep the last 2000 collectives; enter before the process group exists.
 
-    A collective that times out leaves `rank_<r>` in `folder`; `torchfrtrace` reads them.
+    NCCL writes `rank_<r>` by itself when a collective times out (`torchfrtrace` reads them). gloo has no such watchdog:
+    there a run that fails leaves `rank-<r>.flight-recorder.json`.
     """
-    return {
-        "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_DUMP_TEMP_FILE": f"{folder}{os.sep}rank_",
-    }
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.update(
+        {
+            "TORCH_FR_BUFFER_SIZE": "2000",
+            "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+            "TORCH_FR_DUMP_TEMP_FILE": f"{folder}{os.sep}rank_",
+        }
+    )
+    try:
+        yield
+    except BaseException:
+        c10d: Any = torch._C._distributed_c10d  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        record = c10d._dump_fr_trace_json(includeCollectives=True, onlyActive=False)
+        publish(folder / f"rank-{rank}.flight-recorder.json", lambda partial: partial.write_bytes(record))
+        raise
