@@ -84,13 +84,16 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from . import recipe as recipes
     from .devices import count_gpus
     from .plan import make_plan
-    from .ranks import Ranks
+    from .ranks import Ranks, StopRequest
 
     if options.resume and options.out is None:
         raise UsageError("--resume: continue which run? give its folder with --out")
     if options.ranks is not None and options.ranks < 1:
         raise UsageError(f"--ranks {options.ranks}: a run needs at least 1 rank")
     ranks = Ranks.from_environment()
+    stop = StopRequest()
+    if ranks is not None:
+        stop.listen()  # before torch is loaded: a Ctrl-C in those two seconds must not become a traceback
     try:
         recipe = recipes.read(options.recipe, options.overrides)
         num_ranks = ranks.num_ranks if ranks else options.ranks
@@ -102,7 +105,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
             return start(plan, given, out=options.out, resume=options.resume)
         from .worker import work
 
-        return work(plan, ranks, out=options.out, resume=options.resume, command=["stepladder", *given])
+        return work(plan, ranks, out=options.out, resume=options.resume, command=["stepladder", *given], stop=stop)
     except (DataError, UsageError) as error:
         if ranks is None or ranks.rank == 0:  # every rank finds the same; one says so
             _complain(getattr(error, "problems", (str(error),)))

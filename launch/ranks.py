@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ExitCode
 
@@ -118,3 +118,14 @@ def barrier(ranks: Ranks) -> None:
         import torch.distributed as dist
 
         dist.barrier()
+
+
+def agree(ranks: Ranks, problem: str) -> str:
+    """Wait for all ranks; the first problem that any of them hands in, on every rank alike ('' if there is none)."""
+    if ranks.num_ranks == 1:
+        return problem
+    import torch.distributed as dist
+
+    problems: list[Any] = [None] * ranks.num_ranks
+    dist.all_gather_object(problems, problem)
+    return next((each for each in problems if each), "")

@@ -35,7 +35,7 @@ from . import run_folder
 from .console import Console
 from .errors import ExitCode, UsageError
 from .plan import Plan
-from .ranks import Ranks, StopRequest, barrier, pick_device, process_group, sum_over_ranks
+from .ranks import Ranks, StopRequest, agree, barrier, pick_device, process_group, sum_over_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +45,8 @@ if TYPE_CHECKING:
     from ..trainer.data.source import Source
 
 
-def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str]) -> int:
+def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str], stop: StopRequest) -> int:
     """Run this rank to its end and return its exit code. Raises: UsageError, DataError, CheckpointError."""
-    stop = StopRequest()
-    stop.listen()
     device = pick_device(plan, ranks)
     profiler = plan.recipe.profiler
     with ExitStack() as stack:
@@ -265,7 +263,7 @@ class _Session:
             device=self.device,
             rank=self.ranks.rank,
             num_ranks=self.ranks.num_ranks,
-            barrier=lambda: barrier(self.ranks),
+            agree=lambda problem: agree(self.ranks, problem),
             identity={
                 "seed": recipe.run.seed,
                 "data": source.fingerprint,
