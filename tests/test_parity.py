@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+
+from stepladder.launch.build import build_program
 from stepladder.launch.plan import make_plan
 from stepladder.launch.ranks import Ranks
 from stepladder.launch.recipe import parse
-from stepladder.launch.worker import build_program
 from stepladder.strategies.base import Program
 from stepladder.strategies.materialise import seed_of
 from stepladder.strategies.names import canonical

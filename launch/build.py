@@ -1,0 +1,35 @@
+"""From a plan to a program on this rank: the model, and every strategy applied to it."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..strategies.assemble import assemble
+from ..strategies.base import Program, Run
+from ..strategies.check import owned_axes
+from ..strategies.clip import measure_norm
+from ..strategies.materialise import build_on_meta
+from ..strategies.mesh import build_mesh
+from ..trainer.step import accumulate
+from .plan import Plan
+from .ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+
+def build_program(plan: Plan, ranks: Ranks, device: "torch.device") -> Program:
+    """The recipe's model, on the meta device until the strategies have had their say, with all of them applied."""
+    from ..trainer.models.decoder import next_token_loss
+
+    recipe = plan.recipe
+    needs_mesh = ranks.num_ranks > 1 or owned_axes(recipe.strategies)
+    mesh = build_mesh(plan.device_type, plan.degrees) if needs_mesh else None
+    run: Run = replace(plan.run(), mesh=mesh, device=device)
+    program = Program(
+        model=build_on_meta(recipe.model.chosen.build),
+        facts=plan.facts,
+        loss=next_token_loss,
+        forward_backward=accumulate,
+        clip_gradients=measure_norm,
+    )
+    return assemble(program, recipe.strategies, run)

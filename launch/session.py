@@ -1,0 +1,288 @@
+"""One rank's training: everything that lives from the first step to the last, put together around the loop.
+
+Takes the recipe apart and hands each part its own table; nothing below this floor sees a recipe.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..profiling import capture
+from ..profiling.breakdown import read_folder, table
+from ..profiling.errors import TraceError
+from ..profiling.record import marker
+from ..profiling.spans import Span
+from ..strategies.base import Program
+from ..trainer.checkpoint.errors import CheckpointError
+from ..trainer.checkpoint.manager import Checkpoints, complete
+from ..trainer.data.order import Share
+from ..trainer.evaluation import EvaluationRecord, evaluate
+from ..trainer.loop import StepResult, Watcher, train
+from ..trainer.metrics import Meter, MetricsFile, Record, log_line, peak_flops
+from . import run_folder
+from .build import build_program
+from .console import Console
+from .errors import ExitCode
+from .plan import Plan
+from .ranks import Ranks, StopRequest, barrier, sum_over_ranks
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim import Optimizer
+
+    from ..trainer.data.feed import DeviceFeed
+    from ..trainer.data.source import Source
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One rank's run: the pieces that live from the first step to the last."""
+
+    plan: Plan
+    ranks: Ranks
+    device: "torch.device"
+    folder: Path
+    stop: StopRequest
+
+    def run(self, *, resume: bool) -> int:
+        """Build, train, save, report."""
+        import torch
+
+        recipe = self.plan.recipe
+        torch.manual_seed(recipe.run.seed + self.ranks.rank)  # weights and data have generators of their own
+        program = build_program(self.plan, self.ranks, self.device)
+        assert program.make_optimizer is not None, "check has made sure that a strategy owns the optimizer"
+        optimizer = program.make_optimizer(program.model)
+        base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        source = self._source("train")
+        checkpoints = self._checkpoints(program, optimizer, source)
+        first_step = self._resume(checkpoints) if resume else 0
+        feed = self._feed(source, first_step)
+        console = Console(active=self.ranks.rank == 0, num_steps=recipe.run.num_steps, first_step=first_step)
+        if first_step:
+            console.say(f"continuing after step {first_step}")
+        metrics = MetricsFile(path=self.folder / "metrics.jsonl")
+        meter = self._meter(feed, first_step, console, metrics)
+        watchers = [Watcher(every=recipe.run.log_every, look=meter.look, at_first=True, span=Span.LOGGING)]
+        if recipe.evaluation:
+            look = self._paused(meter, self._evaluation(program, console, metrics))
+            watchers.append(Watcher(every=recipe.evaluation.every, look=look, at_first=True, span=Span.EVALUATION))
+        if recipe.checkpoint:
+            look = self._paused(meter, lambda result: self._save(checkpoints, result.step, console))
+            watchers.append(Watcher(every=recipe.checkpoint.every, look=look, span=Span.CHECKPOINT))
+        if console.draws:
+            watchers.append(Watcher(every=1, look=console.look))
+        profiler = recipe.profiler
+        with ExitStack() as stack:
+            stack.enter_context(_garbage_collection(recipe.run.gc_every, watchers))
+            watchers += [Watcher(every=1, look=tick) for tick in self._capture(stack, first_step)]
+            meter.start()
+            done = train(
+                program,
+                optimizer,
+                feed,
+                num_steps=recipe.run.num_steps,
+                first_step=first_step,
+                base_rates=base_rates,
+                watchers=watchers,
+                wants_norm=lambda step: step % recipe.run.log_every == 0 or step in (1, recipe.run.num_steps),
+                mark=marker(record=bool(profiler and profiler.trace), nvtx=bool(profiler and profiler.nvtx)),
+            )
+        if recipe.checkpoint and done > first_step:
+            self._save(checkpoints, done, console)
+        return self._finish(done, program, console)
+
+    def _source(self, split: str) -> "Source":
+        from ..trainer.data.source import open_source
+
+        recipe = self.plan.recipe
+        return open_source(
+            recipe.data,
+            split,
+            sequence_length=recipe.batch.sequence_length,
+            vocab_size=recipe.model.chosen.vocab_size,
+            seed=recipe.run.seed,
+            device=self.device,
+        )
+
+    def _share(self, source: "Source", num_microbatches: int) -> Share:
+        recipe = self.plan.recipe
+        return Share(
+            num_samples=len(source),
+            microbatch_size=recipe.batch.microbatch_size,
+            num_microbatches=num_microbatches,
+            rank=self.ranks.rank,
+            num_ranks=self.plan.num_data_ranks,
+            seed=recipe.run.seed,
+        )
+
+    def _feed(self, source: "Source", first_step: int) -> "DeviceFeed":
+        from ..trainer.data.feed import DeviceFeed, host_batches, token_counter
+
+        recipe, loader = self.plan.recipe, self.plan.recipe.loader
+        pin = self.device.type == "cuda" if loader.pin_memory is None else loader.pin_memory
+        share = self._share(source, recipe.num_microbatches)
+        return DeviceFeed(
+            batches=host_batches(source, share, loader, first_step=first_step, pin=pin and not source.on_device),
+            num_microbatches=recipe.num_microbatches,
+            device=self.device,
+            count_tokens=token_counter(source, self.plan.tokens_per_step, sum_over_ranks(self.ranks), self.device),
+            on_device=source.on_device,
+            non_blocking=loader.non_blocking,
+            prefetch=loader.device_prefetch,
+        )
+
+    def _meter(self, feed: "DeviceFeed", first_step: int, console: Console, metrics: MetricsFile) -> Meter:
+        import torch
+
+        num_steps = self.plan.recipe.run.num_steps
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+
+        def write(record: Record) -> None:
+            if self.ranks.rank == 0:
+                metrics.write(record)
+                console.say(log_line(record, num_steps))
+
+        return Meter(
+            num_steps=num_steps,
+            first_step=first_step,
+            tokens_per_step=self.plan.tokens_per_step,
+            flops_per_token=self.plan.facts.flops_per_token,
+            peak=peak_flops(name),
+            num_ranks=self.ranks.num_ranks,
+            device=self.device,
+            reduce=sum_over_ranks(self.ranks),
+            waited_s=lambda: feed.waited_s,
+            stop_requested=self.stop.requested,
+            write=write,
+        )
+
+    def _paused(self, meter: Meter, look: Callable[[StepResult], None]) -> Callable[[StepResult], None]:
+        """`look`, its duration left out of the interval that the meter measures."""
+
+        def paused(result: StepResult) -> None:
+            started_s = time.perf_counter()
+            look(result)
+            meter.skip_pause(started_s)
+
+        return paused
+
+    def _evaluation(self, program: Program, console: Console, metrics: MetricsFile) -> Callable[[StepResult], None]:
+        from ..trainer.data.feed import held_out_batches
+
+        recipe = self.plan.recipe
+        assert recipe.evaluation is not None, "called only with an evaluation"
+        source = self._source("held_out")
+        # The share of a single step with that many microbatches: always the same samples, none on two ranks.
+        share = self._share(source, recipe.evaluation.num_microbatches)
+        batches = held_out_batches(source, share, recipe.loader, self.device)
+
+        def look(result: StepResult) -> None:
+            loss, num_tokens = evaluate(program, batches(), sum_over_ranks(self.ranks))
+            if self.ranks.rank == 0:
+                metrics.write(EvaluationRecord(step=result.step, held_out_loss=loss, num_tokens=num_tokens))
+                console.say(f"step {result.step}  held-out loss {loss:.4f} nats a token, {num_tokens:,} tokens")
+
+        return look
+
+    def _checkpoints(self, program: Program, optimizer: "Optimizer", source: "Source") -> Checkpoints:
+        recipe = self.plan.recipe
+        return Checkpoints(
+            folder=self.folder / "checkpoints",
+            program=program,
+            optimizer=optimizer,
+            device=self.device,
+            rank=self.ranks.rank,
+            num_ranks=self.ranks.num_ranks,
+            agree=lambda problem: agree(self.ranks, problem),
+            identity={
+                "seed": recipe.run.seed,
+                "data": source.fingerprint,
+                "tokens_per_step": self.plan.tokens_per_step,
+            },
+        )
+
+    def _save(self, checkpoints: Checkpoints, step: int, console: Console) -> None:
+        config = self.plan.recipe.checkpoint
+        assert config is not None, "called only with checkpoints"
+        if path := checkpoints.save(step, config):
+            console.say(f"step {step}  checkpoint {path}")
+
+    def _resume(self, checkpoints: Checkpoints) -> int:
+        found = complete(checkpoints.folder)
+        if not found:
+            raise CheckpointError(f"--resume: {checkpoints.folder} holds no complete checkpoint; start a new run")
+        return checkpoints.load(found[max(found)])
+
+    def _capture(self, stack: ExitStack, first_step: int) -> Iterator[Callable[[StepResult], None]]:
+        """Enter what the profiler table asks for; yields what must be called after every step."""
+        profiler = self.plan.recipe.profiler
+        if profiler is None or (profiler.ranks is not None and self.ranks.rank not in profiler.ranks):
+            return
+        traces = self.folder / "traces"
+        if profiler.trace or profiler.memory_snapshot:
+            traces.mkdir(exist_ok=True)
+        schedule = profiler.schedule
+        if profiler.memory_snapshot:
+            stack.enter_context(capture.memory_snapshot(traces, rank=self.ranks.rank))
+        ticks: list[capture.Tick] = []
+        if profiler.cuda_window:
+            first = schedule.skip_first + schedule.wait + schedule.warmup + 1
+            window = capture.nsight_window(first=first, last=first + schedule.active - 1)
+            ticks.append(stack.enter_context(window))
+        if profiler.trace:
+            recording = capture.torch_profiler(
+                traces,
+                schedule=schedule,
+                rank=self.ranks.rank,
+                first_step=first_step,
+                record_shapes=profiler.record_shapes,
+                with_stack=profiler.with_stack,
+                profile_memory=profiler.profile_memory,
+                with_flops=profiler.with_flops,
+            )
+            ticks.append(stack.enter_context(recording))
+        for tick in ticks:
+            yield lambda result, tick=tick: tick()
+
+    def _finish(self, done: int, program: Program, console: Console) -> int:
+        """Say what there is to say and leave `exit.json`."""
+        recipe = self.plan.recipe
+        console.clear()
+        for report in program.reports:
+            console.say(*report())
+        barrier(self.ranks)  # every rank has written its trace
+        if recipe.profiler and recipe.profiler.trace:
+            try:
+                console.say(table(read_folder(self.folder / "traces")) if console.active else "")
+            except TraceError as error:
+                console.say(f"no breakdown: {error}")
+        stopped = done < recipe.run.num_steps
+        code = self.stop.exit_code if stopped else ExitCode.DONE
+        reason = f"stopped by a signal after step {done}" if stopped else "done"
+        if self.ranks.rank == 0:
+            run_folder.write_exit(self.folder, code=code, steps=done, reason=reason)
+        console.say(f"{reason}: {done} of {recipe.run.num_steps} steps; {self.folder}")
+        return code
+
+
+@contextmanager
+def _garbage_collection(every: int, watchers: list[Watcher]) -> Generator[None]:
+    """Collect on all ranks in the same steps, so that no rank waits for another one's collector."""
+
+    def collect(result: StepResult) -> None:
+        gc.collect(1)
+
+    watchers.append(Watcher(every=every, look=collect))
+    gc.collect()
+    gc.freeze()  # what lives now lives to the end; later collections need not look at it
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
