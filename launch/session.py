@@ -28,7 +28,7 @@ from .build import build_program
 from .console import Console
 from .errors import ExitCode
 from .plan import Plan
-from .ranks import Ranks, StopRequest, barrier, sum_over_ranks
+from .ranks import Ranks, StopRequest, agree, barrier, sum_over_ranks
 
 if TYPE_CHECKING:
     import torch
