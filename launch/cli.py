@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _complain(error.problems)
         return ExitCode.USAGE
+    except KeyboardInterrupt:  # before there are ranks that could stop after a whole step
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:  # `stepladder strategies | head`
         sys.stderr.close()
         return ExitCode.DONE
@@ -111,8 +113,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
             _complain(getattr(error, "problems", (str(error),)))
         return ExitCode.USAGE
     except CheckpointError as error:
-        if ranks is None or ranks.rank == 0:
-            _complain([str(error)])
+        _complain([str(error)])
         return ExitCode.CHECKPOINT
 
 

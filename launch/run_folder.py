@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .recipe import diff, parse, recipe_hash, to_toml
+from .recipe import diff, read, recipe_hash, to_toml
 from .schema import Recipe
 
 RESOLVED = "recipe.resolved.toml"
@@ -33,6 +33,7 @@ def default_name(recipe: Recipe) -> Path:
 def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool) -> list[str]:
     """Make the folder and write down what is about to run; return lines to tell the user.
 
+    A run that is resumed keeps what stands there until its checkpoint is loaded; then `record` replaces it.
     Raises: UsageError if it cannot be written, holds another run, or (to resume) holds none.
     """
     earlier = folder / RESOLVED
@@ -40,23 +41,21 @@ def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool
         raise UsageError(f"--resume: {folder} holds no run; give the folder of one with --out")
     if not resume and earlier.exists():
         raise UsageError(f"--out {folder}: holds a run already; add --resume to continue it, or choose another folder")
-    said = _changes(earlier, recipe) if resume else []
+    said = [f"changed since the run began: {line}" for line in diff(read(str(earlier)), recipe)] if resume else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESOLVED).write_text(to_toml(recipe))
-        (folder / "environment.json").write_text(json.dumps(environment(recipe, command), indent=1) + "\n")
+        if not resume:
+            record(folder, recipe, command=command)
         (folder / "exit.json").unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
     return said
 
 
-def _changes(earlier: Path, recipe: Recipe) -> list[str]:
-    """What differs from the recipe that the folder was made with."""
-    import tomllib
-
-    before = parse(tomllib.loads(earlier.read_text()), {})
-    return [f"changed since the run began: {line}" for line in diff(before, recipe)]
+def record(folder: Path, recipe: Recipe, *, command: Sequence[str]) -> None:
+    """Write the resolved recipe and the environment. Raises: OSError."""
+    (folder / RESOLVED).write_text(to_toml(recipe))
+    (folder / "environment.json").write_text(json.dumps(environment(recipe, command), indent=1) + "\n")
 
 
 def environment(recipe: Recipe, command: Sequence[str]) -> dict[str, Any]:
@@ -105,8 +104,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_exit(folder: Path, *, code: int, steps: int, reason: str) -> None:
-    """Leave `exit.json`: how the run ended, for the launcher and for whoever looks later."""
+def write_exit(folder: Path, *, code: int, steps: int | None, reason: str) -> None:
+    """Leave `exit.json`: how the run ended, for the launcher and for whoever looks later; None: steps not known."""
     partial = folder / ".partial-exit.json"
     partial.write_text(json.dumps({"code": code, "steps": steps, "reason": reason}) + "\n")
     partial.replace(folder / "exit.json")

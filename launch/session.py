@@ -5,7 +5,7 @@ Takes the recipe apart and hands each part its own table; nothing below this flo
 
 import gc
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..profiling.record import marker
 from ..profiling.spans import Span
 from ..strategies.base import Program
 from ..trainer.checkpoint.errors import CheckpointError
-from ..trainer.checkpoint.manager import Checkpoints, complete
+from ..trainer.checkpoint.manager import Checkpoints, last_checkpoint
 from ..trainer.data.order import Share
 from ..trainer.evaluation import EvaluationRecord, evaluate
 from ..trainer.loop import StepResult, Watcher, train
@@ -47,6 +47,8 @@ class Session:
     device: "torch.device"
     folder: Path
     stop: StopRequest
+    command: Sequence[str]
+    """The command line, for the record in the run folder."""
 
     def run(self, *, resume: bool) -> int:
         """Build, train, save, report."""
@@ -213,10 +215,13 @@ class Session:
             console.say(f"step {step}  checkpoint {path}")
 
     def _resume(self, checkpoints: Checkpoints) -> int:
-        found = complete(checkpoints.folder)
-        if not found:
-            raise CheckpointError(f"--resume: {checkpoints.folder} holds no complete checkpoint; start a new run")
-        return checkpoints.load(found[max(found)])
+        recipe, path = self.plan.recipe, last_checkpoint(checkpoints.folder)
+        step = checkpoints.load(path)
+        if step > recipe.run.num_steps:
+            raise CheckpointError(f"run.num_steps = {recipe.run.num_steps}: {path} is further than that; ask for more")
+        if self.ranks.rank == 0:
+            run_folder.record(self.folder, recipe, command=self.command)
+        return step
 
     def _capture(self, stack: ExitStack, first_step: int) -> Iterator[Callable[[StepResult], None]]:
         """Enter what the profiler table asks for; yields what must be called after every step."""

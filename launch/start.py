@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from ..trainer.checkpoint.manager import last_checkpoint
 from . import run_folder
 from .errors import ExitCode
 from .plan import Plan
@@ -37,6 +38,8 @@ def start(plan: Plan, arguments: Sequence[str], *, out: Path | None, resume: boo
     `arguments` are those of this command; each worker gets the same.
     """
     folder = out or run_folder.default_name(plan.recipe)
+    if resume:
+        last_checkpoint(folder / "checkpoints")  # says so now if there is none, rather than after torch is loaded
     said = run_folder.create(folder, plan.recipe, command=["stepladder", *arguments], resume=resume)
     print(*plan.summary(), f"folder      {folder}", *said, sep="\n", flush=True)
     environment = worker_environment(plan, plan.num_ranks) | {FOLDER_VARIABLE: str(folder.resolve())}
@@ -46,36 +49,62 @@ def start(plan: Plan, arguments: Sequence[str], *, out: Path | None, resume: boo
         os.execve(sys.executable, [sys.executable, *worker], environment)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.num_ranks}", *worker]
     agent = subprocess.Popen([sys.executable, *torchrun], env=environment, start_new_session=True)
-    return _end(_wait(agent), folder)
+    asked = _wait(agent)
+    return _end(agent.returncode, asked, folder)
 
 
-def _wait(agent: "subprocess.Popen[bytes]") -> int:
-    """Wait for torchrun; hand Ctrl-C and SIGTERM to its workers, the second time to everything."""
+def _wait(agent: "subprocess.Popen[bytes]") -> int | None:
+    """Wait for torchrun; hand Ctrl-C and SIGTERM to its workers, and end everything the second time.
+
+    Returns: the first signal that came, if any.
+    """
     asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
         workers = _children(agent.pid)
-        if len(asked) > 1 or not workers:
+        if workers is None:  # torchrun's own way: it hands SIGTERM on, and prints a traceback
             agent.send_signal(signal.SIGTERM)
-            return
-        print("stopping after the next logged step; once more ends the run at once", file=sys.stderr, flush=True)
-        for pid in workers:
-            _signal(pid, number)
+        elif len(asked) == 1 and workers and all(map(_listens, workers)):
+            print("stopping after the next logged step; once more ends the run at once", file=sys.stderr, flush=True)
+            for pid in workers:
+                _signal(pid, number)
+        else:  # asked twice, or so early that there is nothing to save
+            _kill(agent, workers)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)
     while agent.poll() is None:
         time.sleep(0.05)
-    return agent.returncode
+    return asked[0] if asked else None
 
 
-def _children(pid: int) -> list[int]:
-    """Processes started by `pid`; empty where /proc does not tell."""
+def _children(pid: int) -> list[int] | None:
+    """Processes started by `pid`; None where /proc does not tell."""
     try:
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
-        return []
+        return None
+
+
+def _listens(pid: int) -> bool:
+    """Whether a worker has come so far that it catches SIGTERM (a bare Python does not)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def _kill(agent: "subprocess.Popen[bytes]", workers: Sequence[int]) -> None:
+    """End torchrun and its workers at once; torchrun first falls silent, so that it neither restarts nor complains."""
+    agent.send_signal(signal.SIGSTOP)
+    for pid in {*workers, *(_children(agent.pid) or ())}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)  # a worker leads a session of its own, with its loader processes
+        _signal(pid, signal.SIGKILL)
+    agent.kill()
 
 
 def _signal(pid: int, number: int) -> None:
@@ -83,9 +112,13 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _end(returncode: int, folder: Path) -> int:
+def _end(returncode: int, asked: int | None, folder: Path) -> int:
     """The run's exit code: what the workers left in `exit.json` counts more than how torchrun saw them die."""
     ended = run_folder.read_exit(folder)
+    if ended is None and asked is not None:
+        code = ExitCode.TERMINATED if asked == signal.SIGTERM else ExitCode.INTERRUPTED
+        run_folder.write_exit(folder, code=code, steps=None, reason="ended at once by a signal")
+        return code
     if ended is None:
         return ExitCode.FAILED if returncode else ExitCode.DONE
     if returncode and ended["code"] == ExitCode.DONE:

@@ -18,7 +18,7 @@ from .session import Session
 
 
 def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str], stop: StopRequest) -> int:
-    """Run this rank to its end and return its exit code. Raises: UsageError, DataError, CheckpointError."""
+    """Run this rank to its end and return its exit code. Raises: UsageError, DataError."""
     device = pick_device(plan, ranks)
     profiler = plan.recipe.profiler
     with ExitStack() as stack:
@@ -28,13 +28,14 @@ def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: S
         if ranks.num_ranks > 1 or owned_axes(plan.recipe.strategies):
             stack.enter_context(process_group(device, ranks))
         folder = _agree_on_folder(plan, ranks, out=out, resume=resume, command=command)
-        session = Session(plan=plan, ranks=ranks, device=device, folder=folder, stop=stop)
+        session = Session(plan=plan, ranks=ranks, device=device, folder=folder, stop=stop, command=command)
         try:
             code = session.run(resume=resume)
-        except CheckpointError as error:
+        except CheckpointError as error:  # on every rank alike
+            code = ExitCode.CHECKPOINT
             if ranks.rank == 0:
-                run_folder.write_exit(folder, code=ExitCode.CHECKPOINT, steps=0, reason=str(error))
-            raise
+                run_folder.write_exit(folder, code=code, steps=None, reason=str(error))
+                print(f"error: {error}", file=sys.stderr)
         _leave(ranks, code)
     return code
 

@@ -9,6 +9,7 @@ does what its recipe says.
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,14 @@ def complete(folder: Path) -> dict[int, Path]:
     return dict(sorted((step, path) for step, path in found.items() if (path / "state.json").is_file()))
 
 
+def last_checkpoint(folder: Path) -> Path:
+    """The newest complete checkpoint in a folder. Raises: CheckpointError if there is none."""
+    found = complete(folder)
+    if not found:
+        raise CheckpointError(f"--resume: {folder} holds no complete checkpoint; start a new run")
+    return found[max(found)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     """The checkpoints of one run. Every rank calls every method."""
@@ -42,7 +51,8 @@ class Checkpoints:
     device: "torch.device"
     rank: int
     num_ranks: int
-    barrier: Callable[[], None]
+    agree: Callable[[str], str]
+    """Takes this rank's problem, or an empty string; waits for all ranks and gives each the first problem of any."""
     identity: dict[str, Any]
     """JSON values that must be equal when the run continues: seed, data, tokens per step."""
 
@@ -51,29 +61,49 @@ class Checkpoints:
 
         Raises: CheckpointError if it cannot be written.
         """
-        import torch.distributed.checkpoint as dcp
-
         final = self.folder / f"step-{step:06d}"
         if final.is_dir():
             return None
         partial = self.folder / f".partial-{final.name}"
         try:
+            self._on_first_rank(lambda: _make_empty(partial))
+            self._write(partial)
+            self._on_first_rank(lambda: self._commit(step, partial, final))
+            self._on_first_rank(lambda: self._forget(config.keep))
+        except OSError as error:
             if self.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self.barrier()
-            dcp.save(self._tensors(), checkpoint_id=partial, no_dist=self.num_ranks == 1)
-            self.barrier()
-            if self.rank == 0:
-                self._commit(step, partial, final)
-                for old in list(complete(self.folder).values())[: -config.keep]:
-                    shutil.rmtree(old)
-            self.barrier()
-        except OSError as error:
-            raise CheckpointError(
-                f"{final}: cannot be written ({error.strerror}); free space or change --out"
-            ) from error
+            raise CheckpointError(f"{final}: cannot be written ({error}); free space or change --out") from error
         return final
+
+    def _on_first_rank(self, action: Callable[[], None]) -> None:
+        """Rank 0 acts. Raises: OSError on every rank if that fails, so that none waits for another."""
+        problem = ""
+        if self.rank == 0:
+            try:
+                action()
+            except OSError as error:
+                problem = error.strerror or str(error)
+        if said := self.agree(problem):
+            raise OSError(said)
+
+    def _write(self, partial: Path) -> None:
+        """Each rank writes its tensors. Raises: OSError on every rank if one of them cannot."""
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single rank: as intended
+            try:
+                dcp.save(self._tensors(), checkpoint_id=partial, no_dist=self.num_ranks == 1)
+            except CheckpointException as error:
+                raise OSError(_first_cause(error)) from error
+
+    def _forget(self, keep: int) -> None:
+        """Remove all but the newest checkpoints, each out of sight first: half a checkpoint is never named `step-*`."""
+        for old in list(complete(self.folder).values())[:-keep]:
+            hidden = old.rename(old.with_name(f".partial-{old.name}"))
+            shutil.rmtree(hidden)
 
     def _commit(self, step: int, partial: Path, final: Path) -> None:
         state = {
@@ -98,7 +128,7 @@ class Checkpoints:
         from . import rng
         from .safe_dcp import SafePlanner, SafeReader
 
-        step, scaling = self._read_state(path)
+        step, scaling = self._agreed_state(path)
         tensors = self._tensors()
         try:
             dcp.load(
@@ -110,8 +140,7 @@ class Checkpoints:
         except CheckpointError:
             raise
         except CheckpointException as error:
-            cause = next(iter(error.failures.values()))[0]
-            raise CheckpointError(f"{path}: {cause}") from error
+            raise CheckpointError(f"{path}: {_first_cause(error)}; use another checkpoint") from error
         except Exception as error:  # a damaged file fails deep inside torch, in many kinds
             raise CheckpointError(f"{path}: cannot be loaded ({error}); use another checkpoint") from error
         set_model_state_dict(self.program.model, tensors["model"])
@@ -121,6 +150,17 @@ class Checkpoints:
         rng.restore(tensors["rng"][f"rank-{self.rank}"], self.device)
         self.program.loss_scaling.restore(scaling)
         return step
+
+    def _agreed_state(self, path: Path) -> tuple[int, dict[str, float]]:
+        """Step and loss scaling. Raises: CheckpointError on every rank if one of them finds a problem."""
+        state, problem = (0, dict[str, float]()), ""
+        try:
+            state = self._read_state(path)
+        except CheckpointError as error:
+            problem = str(error)
+        if said := self.agree(problem):
+            raise CheckpointError(said)
+        return state
 
     def _read_state(self, path: Path) -> tuple[int, dict[str, float]]:
         """Step and loss scaling, after the checks that need no tensors."""
@@ -159,3 +199,16 @@ class Checkpoints:
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
         return dict(get_optimizer_state_dict(self.program.model, self.optimizer))
+
+
+def _make_empty(folder: Path) -> None:
+    """A new folder in the place of whatever an interrupted save has left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _first_cause(error: Any) -> str:
+    """What went wrong on the first rank of torch's CheckpointException, in one line."""
+    cause = next(iter(error.failures.values()))[0]
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return text.splitlines()[0]
