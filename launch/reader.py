@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -96,12 +97,21 @@ def _scalar(hint: Any, value: Any) -> tuple[Any, str]:
         read = [_scalar(item, each) for each in typing.cast(list[Any], value)]
         wrong = next((said for _, said in read if said), "")
         return (None, f"a list, each {wrong}") if wrong else (tuple(each for each, _ in read), "")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value), ""
+    if hint is float and type(value) in (int, float):
+        number = _as_float(value)
+        return (number, "") if math.isfinite(number) else (None, "a finite number")
     names = {int: "a whole number", float: "a number", str: "a string, in quotes", bool: "true or false"}
     if type(value) is hint:
         return value, ""
     return None, names.get(hint, str(hint))
+
+
+def _as_float(value: int | float) -> float:
+    """The number as a float; infinite if a whole number is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -90,10 +90,10 @@ def _load(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[str, str]]:
     if resolved in seen:
         raise UsageError(f"{path}: extends itself, through {' -> '.join(each.name for each in (*seen, resolved))}")
     try:
-        tree = tomllib.loads(path.read_text())
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5000 digits, 1000 brackets
         raise UsageError(f"{path}: not valid TOML ({error}); correct it there") from error
     base = tree.pop("extends", None)
     origins = {where: path.name for where, _ in flatten(tree)}
@@ -127,7 +127,7 @@ def _override(tree: Tree, origins: dict[str, str], override: str) -> None:
         raise UsageError(f"--set {override}: not of the form a.b=value; write for example --set run.num_steps=10")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     at = tree
     for key in keys[:-1]:
