@@ -94,6 +94,7 @@ def _overloads(name: str) -> list[Any]:
 
     namespace, operator, *overload = name.split(".")
     packet = getattr(getattr(torch.ops, namespace), operator, None)
-    if packet is None:
+    found = [getattr(packet, each, None) for each in (overload or (packet.overloads() if packet else ()))]
+    if not found or None in found:
         raise ValueError(f"strategies.ac.save = {name!r}: torch {torch.__version__} has no such operator")
-    return [getattr(packet, each) for each in (overload or packet.overloads())]
+    return found

@@ -74,7 +74,7 @@ class Compile:
 
 
 def graph_report() -> list[str]:
-    """What Dynamo did in this process: graphs, breaks with their reasons, recompiles."""
+    """What Dynamo did in this process: graphs, breaks with their reasons, functions it gave up recompiling."""
     from torch._dynamo.utils import counters
 
     graphs = counters["stats"].get("unique_graphs", 0)
@@ -83,6 +83,6 @@ def graph_report() -> list[str]:
     for reason, count in breaks.most_common(5):
         first_line = str(reason).strip().splitlines()[0][:200]
         lines.append(f"compile: graph break x{count}: {first_line}")
-    if limits := counters.get("recompile_limit"):
-        lines.append(f"compile: {sum(limits.values())} recompile limits hit; are shapes changing? see dynamic")
+    if limits := sum(count for why, count in counters["unimplemented"].items() if "recompile limit" in str(why)):
+        lines.append(f"compile: {limits} recompile limits hit; are shapes changing? see dynamic")
     return lines

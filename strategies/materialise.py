@@ -37,13 +37,29 @@ def materialise(program: Program, run: Run) -> None:
         raise ValueError("the model is on the meta device, but its Facts name no initialiser")
     if any(buffer.is_meta for buffer in model.buffers()):
         raise ValueError("the model keeps buffers on the meta device, which nobody fills; compute them in forward")
-    model.to_empty(device=run.device)
+    _give_storage(model, run.device)
     generator = torch.Generator(device=run.device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # a tied tensor comes once, under its first name
             whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=run.device)
             program.facts.initialise(canonical(name), whole, generator.manual_seed(seed_of(run.seed, canonical(name))))
             _keep(parameter, whole)
+
+
+def _give_storage(model: "torch.nn.Module", device: "torch.device") -> None:
+    """`to_empty` that neither forgets the values of buffers nor turns a tied tensor into two."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    first_name: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (first := first_name.setdefault(id(parameter), name)) != name:
+            ties[name] = first
+    model.to_empty(device=device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    for name, first in ties.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
 
 
 def _keep(parameter: "torch.Tensor", whole: "torch.Tensor") -> None:

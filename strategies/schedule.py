@@ -73,10 +73,10 @@ class Schedule:
         if step < start:
             return 1.0
         # 0 in the last step before the decay, 1 in the last step of the run.
-        progress = (step - start + 1) / (num_steps - start)
+        progress = min(1.0, (step - start + 1) / (num_steps - start))
         if self.kind == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
-        return 1 - (1 - self.final_fraction) * min(1.0, progress)
+        return 1 - (1 - self.final_fraction) * progress
 
     def apply(self, program: Program, run: Run) -> Program:
         """Set the program's multiplier of the learning rate."""
