@@ -4,8 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import ExitCode, UsageError
+from .errors import ExitCode, RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .schema import Recipe
 
 _EPILOG = "A recipe is a TOML file or the name of a shipped one (stepladder recipes). Start here: stepladder run demo"
 
@@ -83,9 +88,6 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from ..trainer.checkpoint.errors import CheckpointError
     from ..trainer.data.check import check_data
     from ..trainer.data.errors import DataError
-    from . import recipe as recipes
-    from .devices import count_gpus
-    from .plan import make_plan
     from .ranks import Ranks, StopRequest
 
     if options.resume and options.out is None:
@@ -97,10 +99,9 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     if ranks is not None:
         stop.listen()  # before torch is loaded: a Ctrl-C in those two seconds must not become a traceback
     try:
-        recipe = recipes.read(options.recipe, options.overrides)
         num_ranks = ranks.num_ranks if ranks else options.ranks
-        plan = make_plan(recipe, num_gpus=count_gpus(), num_ranks=num_ranks, started=ranks is not None)
-        check_data(recipe.data, recipe.batch.sequence_length)
+        plan = _plan(options, num_ranks=num_ranks, started=ranks is not None)
+        check_data(plan.recipe.data, plan.recipe.batch.sequence_length)
         if ranks is None:
             from .start import start
 
@@ -113,23 +114,37 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
             _complain(getattr(error, "problems", (str(error),)))
         return ExitCode.USAGE
     except CheckpointError as error:
-        _complain([str(error)])
+        if ranks is None or ranks.rank == 0:
+            _complain([str(error)])
         return ExitCode.CHECKPOINT
 
 
 def _check(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from .devices import count_gpus
+    from .recipe import recipe_hash
+
+    # A recipe for a larger machine is checked as if on that machine: a laptop must be able to say that it is sound.
+    plan = _plan(options, num_ranks=options.ranks, started=count_gpus() == 0)
+    sha256 = recipe_hash(plan.recipe)
+    print(*plan.summary(), f"recipe      {plan.recipe.name}, sha256 {sha256[:16]}: no problems", sep="\n")
+    return ExitCode.DONE
+
+
+def _plan(options: argparse.Namespace, *, num_ranks: int | None, started: bool) -> "Plan":
+    """The plan of the recipe that the command names. Raises: UsageError with every problem there is."""
     from . import recipe as recipes
     from .devices import count_gpus
+    from .drafts import with_further_problems
     from .plan import make_plan
 
-    recipe = recipes.read(options.recipe, options.overrides)
-    num_gpus = count_gpus()
-    # A recipe for a larger machine is checked as if on that machine: a laptop must be able to say that it is sound.
-    plan = make_plan(recipe, num_gpus=num_gpus, num_ranks=options.ranks, started=num_gpus == 0)
-    print(
-        *plan.summary(), f"recipe      {recipe.name}, sha256 {recipes.recipe_hash(recipe)[:16]}: no problems", sep="\n"
-    )
-    return ExitCode.DONE
+    def plan(recipe: "Recipe") -> "Plan":
+        return make_plan(recipe, num_gpus=count_gpus(), num_ranks=num_ranks, started=started)
+
+    try:
+        recipe = recipes.read(options.recipe, options.overrides)
+    except RecipeError as error:
+        raise with_further_problems(error, plan) from error
+    return plan(recipe)
 
 
 def _diff(options: argparse.Namespace, given: Sequence[str]) -> int:

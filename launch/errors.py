@@ -1,6 +1,7 @@
 """What a user can have got wrong, and the codes with which the command ends."""
 
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -25,3 +26,14 @@ class UsageError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class RecipeError(UsageError):
+    """A recipe has mistakes. What of it could be read is kept, so that the rest can be looked through as well."""
+
+    def __init__(self, *problems: str, draft: Any = None, doubtful: frozenset[str] = frozenset()) -> None:
+        super().__init__(*problems)
+        self.draft = draft
+        """The recipe with defaults in place of what was refused; None if nothing can be made of it."""
+        self.doubtful = doubtful
+        """Keys whose value in the draft is not what the user meant."""

@@ -17,33 +17,45 @@ class Problems:
     def __init__(self, origins: Mapping[str, str]) -> None:
         self.origins = origins
         self.sentences: list[str] = []
+        self.doubtful: set[str] = set()
+        """Keys whose value is not what the user meant, because it was refused or its name was misspelt."""
 
     def add(self, path: str, said: str) -> None:
         """Note a problem of the value at `path`; `said` continues the path, from `: ` or ` = ` on."""
         origin = self.origins.get(path)
         self.sentences.append(f"{origin + ': ' if origin else ''}{path}{said}")
+        self.doubtful.add(path)
 
 
 def read_table(kind: type[Any], table: Mapping[str, Any], path: str, problems: Problems) -> Any:
-    """An instance of the dataclass `kind`, or None if something in the table is wrong (then `problems` says what)."""
+    """An instance of the dataclass `kind`; None if it cannot be made.
+
+    What is wrong goes to `problems` and its default takes its place: such an instance is good for finding more
+    problems, not for running.
+    """
     hints = typing.get_type_hints(kind, include_extras=True)
     keys = {each.name: each for each in dataclasses.fields(kind)}
-    before = len(problems.sentences)
     values: dict[str, Any] = {}
     for key, value in table.items():
         where = f"{path}.{key}" if path else key
         if key not in keys:
             problems.add(where, f": unknown key; {_suggestion(key, keys, path)}")
+            meant = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+            problems.doubtful |= {f"{path}.{each}" if path else each for each in meant}
             continue
-        values[key] = _read_value(hints[key], value, where, problems)
+        before = len(problems.sentences)
+        read = _read_value(hints[key], value, where, problems)
+        if read is not None or len(problems.sentences) == before:
+            values[key] = read
     for key, each in keys.items():
         required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
         if required and key not in table:
             where = f"{path}.{key}" if path else key
             problems.add(where, f": missing; {_example(where, hints[key])}")
-    if len(problems.sentences) > before:
+    try:
+        made = kind(**values)
+    except TypeError:  # a required key is missing or was refused
         return None
-    made = kind(**values)
     for problem in made.problems() if hasattr(made, "problems") else ():
         problems.add(f"{path}.{problem.split(':')[0].split(' ')[0]}", _rest(problem))
     return made
@@ -74,10 +86,10 @@ def _read_value(hint: Any, value: Any, path: str, problems: Problems) -> Any:
     if wrong:
         problems.add(path, f" = {_show(value)}: must be {wrong}")
         return None
-    for rule in (*rules, *inner_rules):
-        for problem in rule.problems(checked):
-            problems.add(path, f" = {_show(value)}: {problem}")
-    return checked
+    broken = [problem for rule in (*rules, *inner_rules) for problem in rule.problems(checked)]
+    for problem in broken:
+        problems.add(path, f" = {_show(value)}: {problem}")
+    return None if broken else checked
 
 
 def _scalar(hint: Any, value: Any) -> tuple[Any, str]:

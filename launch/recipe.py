@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..strategies.plugins import PluginError, installed
-from .errors import UsageError
+from .errors import RecipeError, UsageError
 from .reader import Problems, read_table
 from .schema import Recipe
 
@@ -34,6 +34,8 @@ def find(name: str) -> Path:
     known = shipped()
     if name in known:
         return known[name]
+    if path.is_dir():
+        raise UsageError(f"{name}: is a folder; give a TOML file in it")
     close = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"shipped recipes are {', '.join(known)}"
     raise UsageError(f"{name}: no such recipe; {hint}")
@@ -65,7 +67,10 @@ def parse(tree: Tree, origins: Mapping[str, str]) -> Recipe:
                 said = f"{', '.join(on)} are on" if on else "none is on"
                 problems.add(table, f": {said}; keep one of {', '.join(known)} (the others = false)")
     if problems.sentences:
-        raise UsageError(*problems.sentences)
+        draft = recipe
+        if not (draft and draft.model and draft.data and draft.model.chosen and draft.data.chosen):
+            draft = None
+        raise RecipeError(*problems.sentences, draft=draft, doubtful=frozenset(problems.doubtful))
     return cast(Recipe, recipe)
 
 

@@ -51,7 +51,7 @@ class Schedule:
             )
         if self.decay_steps is not None and self.kind != "warmup-stable-decay":
             yield f"decay_steps: has no effect with kind = {self.kind!r}; remove it or use 'warmup-stable-decay'"
-        elif self.warmup_steps + self.decay(run.num_steps) > run.num_steps:
+        elif self.kind == "warmup-stable-decay" and self.warmup_steps + self.decay(run.num_steps) > run.num_steps:
             yield (
                 f"decay_steps = {self.decay(run.num_steps)}: with warmup_steps = {self.warmup_steps} more than "
                 f"run.num_steps = {run.num_steps}; use fewer"
