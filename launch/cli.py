@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     if options.ranks is not None and options.ranks < 1:
         raise UsageError(f"--ranks {options.ranks}: a run needs at least 1 rank")
     ranks = Ranks.from_environment()
-    stop = StopRequest()
+    stop = StopRequest(alone=ranks is not None and ranks.num_ranks == 1)
     if ranks is not None:
         stop.listen()  # before torch is loaded: a Ctrl-C in those two seconds must not become a traceback
     try:

@@ -36,11 +36,16 @@ class Ranks:
         )
 
 
+STOPPING = "stopping after the next logged step; once more ends the run at once"
+
+
 class StopRequest:
     """Remembers the first SIGINT or SIGTERM; the second one ends the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = False) -> None:
+        """An `alone` rank answers the user itself; for several, the launcher does."""
         self.number: int | None = None
+        self.alone = alone
 
     def listen(self) -> None:
         """Install the handlers; only the main thread may."""
@@ -49,6 +54,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
+        if self.alone:
+            os.write(2, f"{STOPPING}\n".encode())  # not print: the signal may have come in the middle of one
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
 

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..trainer.checkpoint.manager import last_checkpoint
 from .errors import UsageError
 from .recipe import diff, read, recipe_hash, to_toml
 from .schema import Recipe
@@ -34,13 +35,16 @@ def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool
     """Make the folder and write down what is about to run; return lines to tell the user.
 
     A run that is resumed keeps what stands there until its checkpoint is loaded; then `record` replaces it.
-    Raises: UsageError if it cannot be written, holds another run, or (to resume) holds none.
+    Raises: UsageError if it cannot be written, holds another run, or (to resume) holds none; CheckpointError if there
+    is nothing to resume from.
     """
     earlier = folder / RESOLVED
     if resume and not earlier.is_file():
         raise UsageError(f"--resume: {folder} holds no run; give the folder of one with --out")
     if not resume and earlier.exists():
         raise UsageError(f"--out {folder}: holds a run already; add --resume to continue it, or choose another folder")
+    if resume:
+        last_checkpoint(folder / "checkpoints")
     said = [f"changed since the run began: {line}" for line in diff(read(str(earlier)), recipe)] if resume else []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from ..trainer.checkpoint.manager import last_checkpoint
 from . import run_folder
 from .errors import ExitCode
 from .plan import Plan
+from .ranks import STOPPING
 from .recipe import PACKAGE
 from .run_folder import FOLDER_VARIABLE
 
@@ -33,13 +33,12 @@ def worker_environment(plan: Plan, local_ranks: int) -> dict[str, str]:
 
 
 def start(plan: Plan, arguments: Sequence[str], *, out: Path | None, resume: bool) -> int:
-    """Make the run folder, run the workers to their end, return the exit code. Raises: UsageError for the folder.
+    """Make the run folder, run the workers to their end, return the exit code.
 
     `arguments` are those of this command; each worker gets the same.
+    Raises: UsageError or CheckpointError for the folder.
     """
     folder = out or run_folder.default_name(plan.recipe)
-    if resume:
-        last_checkpoint(folder / "checkpoints")  # says so now if there is none, rather than after torch is loaded
     said = run_folder.create(folder, plan.recipe, command=["stepladder", *arguments], resume=resume)
     print(*plan.summary(), f"folder      {folder}", *said, sep="\n", flush=True)
     environment = worker_environment(plan, plan.num_ranks) | {FOLDER_VARIABLE: str(folder.resolve())}
@@ -66,7 +65,7 @@ def _wait(agent: "subprocess.Popen[bytes]") -> int | None:
         if workers is None:  # torchrun's own way: it hands SIGTERM on, and prints a traceback
             agent.send_signal(signal.SIGTERM)
         elif len(asked) == 1 and workers and all(map(_listens, workers)):
-            print("stopping after the next logged step; once more ends the run at once", file=sys.stderr, flush=True)
+            print(STOPPING, file=sys.stderr, flush=True)
             for pid in workers:
                 _signal(pid, number)
         else:  # asked twice, or so early that there is nothing to save

@@ -18,7 +18,7 @@ from .session import Session
 
 
 def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str], stop: StopRequest) -> int:
-    """Run this rank to its end and return its exit code. Raises: UsageError, DataError."""
+    """Run this rank to its end and return its exit code. Raises: UsageError, DataError, CheckpointError."""
     device = pick_device(plan, ranks)
     profiler = plan.recipe.profiler
     with ExitStack() as stack:
@@ -65,12 +65,12 @@ def _agree_on_folder(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool
         try:
             run_folder.create(folder, plan.recipe, command=command, resume=resume)
             answer = [str(folder), None]
-        except UsageError as error:
-            answer = [None, error.problems]
+        except (UsageError, CheckpointError) as error:
+            answer = [None, error]
     if ranks.num_ranks > 1:
         import torch.distributed as dist
 
         dist.broadcast_object_list(answer)
     if answer[0] is None:
-        raise UsageError(*answer[1])
+        raise answer[1]
     return Path(answer[0])

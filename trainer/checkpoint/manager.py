@@ -10,7 +10,8 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,12 +93,11 @@ class Checkpoints:
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single rank: as intended
-            try:
+        try:
+            with _quiet():
                 dcp.save(self._tensors(), checkpoint_id=partial, no_dist=self.num_ranks == 1)
-            except CheckpointException as error:
-                raise OSError(_first_cause(error)) from error
+        except CheckpointException as error:
+            raise OSError(_first_cause(error)) from error
 
     def _forget(self, keep: int) -> None:
         """Remove all but the newest checkpoints, each out of sight first: half a checkpoint is never named `step-*`."""
@@ -131,12 +131,8 @@ class Checkpoints:
         step, scaling = self._agreed_state(path)
         tensors = self._tensors()
         try:
-            dcp.load(
-                tensors,
-                storage_reader=SafeReader(path),
-                planner=SafePlanner(),
-                no_dist=self.num_ranks == 1,
-            )
+            with _quiet():
+                dcp.load(tensors, storage_reader=SafeReader(path), planner=SafePlanner(), no_dist=self.num_ranks == 1)
         except CheckpointError:
             raise
         except CheckpointException as error:
@@ -199,6 +195,14 @@ class Checkpoints:
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
         return dict(get_optimizer_state_dict(self.program.model, self.optimizer))
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without torch's warning that a single rank has no process group: that is as intended."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _make_empty(folder: Path) -> None:
