@@ -73,8 +73,8 @@ def rank_breakdown(events: Iterable[Mapping[str, Any]], rank: int) -> RankBreakd
     for event in events:
         if event.get("cat") != "user_annotation" or event.get("ph") != "X":
             continue
-        name, start, duration = event.get("name"), event.get("ts"), event.get("dur")
-        if not isinstance(name, str) or not isinstance(start, int | float) or not isinstance(duration, int | float):
+        name, start, duration = event.get("name"), _microseconds(event.get("ts")), _microseconds(event.get("dur"))
+        if not isinstance(name, str) or start is None or duration is None or duration < 0:
             continue
         if name.startswith(PROFILER_STEP):
             steps.append((start, start + duration))
@@ -89,6 +89,11 @@ def rank_breakdown(events: Iterable[Mapping[str, Any]], rank: int) -> RankBreakd
     step_ms = total_us / 1000 / len(steps)
     own_ms[_OTHER] = max(0.0, step_ms - sum(own_ms.values()))
     return RankBreakdown(rank=rank, num_steps=len(steps), step_ms=step_ms, own_ms=own_ms)
+
+
+def _microseconds(value: object) -> float | None:
+    """A time that can be reckoned with: a number, and less than 30 000 years."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e18 else None
 
 
 def _own_times(spans: Sequence[tuple[float, float, str]]) -> dict[str, float]:

@@ -38,10 +38,13 @@ def trace_name(rank: int, step: int) -> str:
 
 
 def publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name and rename it, so that a reader never sees half of it."""
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
     partial = path.with_name(f".partial-{path.name}")
-    write(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
