@@ -119,7 +119,8 @@ class Checkpoints:
     def load(self, path: Path) -> int:
         """Restore everything from a checkpoint; return the number of steps done.
 
-        Raises: CheckpointError if it is damaged, hostile, or of another run.
+        Raises: CheckpointError if it is damaged, hostile, or of another run. Tensors are read into their places, so
+        after damage found among them the run cannot go on.
         """
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
@@ -144,7 +145,8 @@ class Checkpoints:
         optimizer_state["state"] = tensors["optimizer"]
         set_optimizer_state_dict(self.program.model, self.optimizer, optimizer_state)
         rng.restore(tensors["rng"][f"rank-{self.rank}"], self.device)
-        self.program.loss_scaling.restore(scaling)
+        if scaling.keys() == self.program.loss_scaling.state().keys():  # else the format has changed: it starts anew
+            self.program.loss_scaling.restore(scaling)
         return step
 
     def _agreed_state(self, path: Path) -> tuple[int, dict[str, float]]:
@@ -162,7 +164,7 @@ class Checkpoints:
         """Step and loss scaling, after the checks that need no tensors."""
         try:
             state = json.loads((path / "state.json").read_text())
-            step, num_ranks, identity = int(state["step"]), state["num_ranks"], state["identity"]
+            step, num_ranks, identity = int(state["step"]), state["num_ranks"], dict(state["identity"])
             scaling = dict(state["loss_scaling"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}/state.json: cannot be read ({error}); use another checkpoint") from error
