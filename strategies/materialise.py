@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def seed_of(seed: int, name: str) -> int:
-    """Seed of the parameter `name` in a run seeded with `seed`: 63 bits of a SHA-256."""
+    """Seed of the parameter (or whatever else is called) `name` in a run seeded with `seed`: 63 bits of a SHA-256."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
 
 

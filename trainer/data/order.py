@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
+from ...strategies.materialise import seed_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,5 +55,5 @@ def permutation(num_samples: int, seed: int, epoch: int) -> "Tensor":
     """The order of the samples in an epoch, [num_samples] int64."""
     import torch
 
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    generator = torch.Generator().manual_seed(seed_of(seed, f"epoch {epoch}"))
     return torch.randperm(num_samples, generator=generator)

@@ -123,28 +123,24 @@ def _build(folder: Path, documents: Iterable[Document], held_out: float) -> None
     """Write both splits beside the target and rename: two ranks may build at once, and the first one wins."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial_folder = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+            partial_folder = Path(beside) / folder.name
+            partial_folder.mkdir()
+            with (partial_folder / "train.u8").open("wb") as train, (partial_folder / "held_out.u8").open("wb") as held:
+                _write(documents, train, held, held_out)
+            for split in SPLITS:
+                if (partial_folder / f"{split}.u8").stat().st_size == 0:
+                    raise DataError(f"data: the {split} part is empty; give more documents or another held_out")
+            try:
+                partial_folder.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # another rank was faster; its content is the same
+                    raise
     except OSError as error:
         raise DataError(
             f"{folder.parent}: the corpus cache cannot be written ({error.strerror}); "
             f"set STEPLADDER_CACHE to a folder that can"
         ) from error
-    try:
-        with (partial_folder / "train.u8").open("wb") as train, (partial_folder / "held_out.u8").open("wb") as held:
-            _write(documents, train, held, held_out)
-        for split in SPLITS:
-            if (partial_folder / f"{split}.u8").stat().st_size == 0:
-                raise DataError(f"data: the {split} part is empty; give more documents or another held_out")
-        try:
-            partial_folder.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another rank was faster; its content is the same
-                raise
-    finally:
-        for path in partial_folder.glob("*"):
-            path.unlink()
-        if partial_folder.is_dir():
-            partial_folder.rmdir()
 
 
 def _write(documents: Iterable[Document], train: BinaryIO, held: BinaryIO, part: float) -> None:
