@@ -7,6 +7,7 @@ table has no MFU: a guess would be worse than nothing.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -38,7 +39,8 @@ _PEAKS = (
 
 def peak_flops(device_name: str) -> float | None:
     """Dense BF16 peak of a device, FLOP/s; None if it is not known."""
-    return next((peak for name, peak in _PEAKS if name.lower() in device_name.lower()), None)
+    # Whole words: an L4 is no L40, and a B200 alone is not a GB200.
+    return next((peak for name, peak in _PEAKS if re.search(rf"\b{name}\b", device_name, re.IGNORECASE)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
