@@ -1,10 +1,10 @@
 """The recipe: every table and key that a TOML file may have."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ..strategies import Strategies
-from ..strategies.limits import Count, PositiveInt
+from ..strategies.limits import AtLeast, Below, PositiveInt
 from ..strategies.mesh import MeshConfig
 from ..trainer.checkpoint.config import CheckpointConfig
 from ..trainer.data.config import BatchConfig, DataConfig, LoaderConfig
@@ -21,7 +21,7 @@ class RunConfig:
     """Optimizer steps."""
     log_every: PositiveInt = 10
     """Steps between log lines; the only steps in which the host waits for the device."""
-    seed: Count = 0
+    seed: Annotated[int, AtLeast(0), Below(2**32)] = 0
     """Seed of weights, data order and random operators."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPUs if there are any."""

@@ -46,6 +46,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "int for string": ("name = 3", "name = 3: must be a string, in quotes"),
     "below its range": ("run.num_steps = 0", "run.num_steps = 0: must be at least 1"),
     "negative count": ("run.seed = -1", "run.seed = -1: must be at least 0"),
+    "more than a generator takes": ("run.seed = 99999999999999999999", "seed = 99999999999999999999: must be less"),
     "at an open bound": ("strategies.clip.max_norm = 0", "max_norm = 0: must be greater than 0"),
     "above its range": ("strategies.adamw.beta2 = 1.0", "must be less than 1"),
     "nan": ("strategies.adamw.learning_rate = nan", "learning_rate = nan: must be"),
