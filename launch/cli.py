@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..strategies.errors import PluginError
 from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         return options.command(options, given)
-    except UsageError as error:
-        _complain(error.problems)
+    except (UsageError, PluginError) as error:
+        _complain(getattr(error, "problems", (str(error),)))
         return ExitCode.USAGE
     except KeyboardInterrupt:  # before there are ranks that could stop after a whole step
         return ExitCode.INTERRUPTED
@@ -101,7 +102,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     try:
         num_ranks = ranks.num_ranks if ranks else options.ranks
         plan = _plan(options, num_ranks=num_ranks, started=ranks is not None)
-        check_data(plan.recipe.data, plan.recipe.batch.sequence_length)
+        check_data(plan.recipe.data, plan.recipe.batch.sequence_length, plan.held_out_sequences)
         if ranks is None:
             from .start import start
 

@@ -31,6 +31,11 @@ class Plan:
         """Tokens of all ranks in one optimizer step."""
         return self.recipe.tokens_per_step(self.num_data_ranks)
 
+    @property
+    def held_out_sequences(self) -> int:
+        """Held-out sequences that one microbatch on each data rank takes; an evaluation needs at least these."""
+        return self.recipe.batch.microbatch_size * self.num_data_ranks if self.recipe.evaluation else 1
+
     def run(self) -> Run:
         """What strategies may know before there is a device or a mesh."""
         return Run(
@@ -82,6 +87,8 @@ def make_plan(recipe: Recipe, *, num_gpus: int, num_ranks: int | None = None, st
     found += _batch_problems(plan)
     if recipe.profiler:
         found += recipe.profiler.run_problems(num_steps=recipe.run.num_steps, num_ranks=ranks, device_type=device_type)
+    if recipe.loader.pin_memory and device_type == "cpu":
+        found.append("loader.pin_memory = true: has no effect without a GPU; remove it")
     if found:
         raise UsageError(*found)
     return plan

@@ -10,7 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-from ..strategies.plugins import PluginError, installed
+from ..strategies.errors import PluginError
+from ..strategies.plugins import installed
 from .errors import RecipeError, UsageError
 from .reader import Problems, read_table
 from .schema import Recipe

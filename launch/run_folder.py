@@ -1,5 +1,6 @@
 """The folder of a run: what was run, on what, and what came of it."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -60,6 +61,15 @@ def record(folder: Path, recipe: Recipe, *, command: Sequence[str]) -> None:
     """Write the resolved recipe and the environment. Raises: OSError."""
     (folder / RESOLVED).write_text(to_toml(recipe))
     (folder / "environment.json").write_text(json.dumps(environment(recipe, command), indent=1) + "\n")
+
+
+def discard(folder: Path) -> None:
+    """Take back what `create` has made, for a run that turned out to be impossible; a folder with more in it stays."""
+    for name in (RESOLVED, "environment.json", "exit.json"):
+        (folder / name).unlink(missing_ok=True)
+    for empty in (folder, folder.parent):
+        with contextlib.suppress(OSError):
+            empty.rmdir()
 
 
 def environment(recipe: Recipe, command: Sequence[str]) -> dict[str, Any]:

@@ -179,8 +179,9 @@ class Session:
         recipe = self.plan.recipe
         assert recipe.evaluation is not None, "called only with an evaluation"
         source = self._source("held_out")
-        # The share of a single step with that many microbatches: always the same samples, none on two ranks.
-        share = self._share(source, recipe.evaluation.num_microbatches)
+        # The share of a single step with that many microbatches: always the same samples, none of them twice.
+        available = len(source) // (recipe.batch.microbatch_size * self.plan.num_data_ranks)
+        share = self._share(source, min(recipe.evaluation.num_microbatches, max(1, available)))
         batches = held_out_batches(source, share, recipe.loader, self.device)
 
         def look(result: StepResult) -> None:

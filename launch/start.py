@@ -49,7 +49,10 @@ def start(plan: Plan, arguments: Sequence[str], *, out: Path | None, resume: boo
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.num_ranks}", *worker]
     agent = subprocess.Popen([sys.executable, *torchrun], env=environment, start_new_session=True)
     asked = _wait(agent)
-    return _end(agent.returncode, asked, folder)
+    code = _end(agent.returncode, asked, folder)
+    if code == ExitCode.USAGE and not resume:
+        run_folder.discard(folder)
+    return code
 
 
 def _wait(agent: "subprocess.Popen[bytes]") -> int | None:
@@ -119,7 +122,8 @@ def _end(returncode: int, asked: int | None, folder: Path) -> int:
         run_folder.write_exit(folder, code=code, steps=None, reason="ended at once by a signal")
         return code
     if ended is None:
-        return ExitCode.FAILED if returncode else ExitCode.DONE
+        run_folder.write_exit(folder, code=ExitCode.FAILED, steps=None, reason="a rank failed")
+        return ExitCode.FAILED
     if returncode and ended["code"] == ExitCode.DONE:
         # gloo sometimes aborts while its threads are torn down, long after the last result was written.
         print("note: a rank crashed while exiting; the run itself was complete", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..profiling import capture
 from ..strategies.check import owned_axes
+from ..strategies.errors import StrategyError
 from ..trainer.checkpoint.errors import CheckpointError
 from . import run_folder
 from .errors import ExitCode, UsageError
@@ -20,22 +21,28 @@ from .session import Session
 def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str], stop: StopRequest) -> int:
     """Run this rank to its end and return its exit code. Raises: UsageError, DataError, CheckpointError."""
     device = pick_device(plan, ranks)
-    profiler = plan.recipe.profiler
+    flies = plan.recipe.profiler is not None and plan.recipe.profiler.flight_recorder
     with ExitStack() as stack:
-        if profiler and profiler.flight_recorder:
-            known = Path(os.environ.get(run_folder.FOLDER_VARIABLE) or out or "runs")
-            stack.enter_context(capture.flight_recorder(known / "flight_recorder", rank=ranks.rank))
+        if flies:  # the run folder is known later when torchrun was started by hand; NCCL must hear of a folder now
+            known = Path(os.environ.get(run_folder.FOLDER_VARIABLE) or out or "runs").resolve()
+            capture.keep_collectives(known / "flight_recorder")
         if ranks.num_ranks > 1 or owned_axes(plan.recipe.strategies):
             stack.enter_context(process_group(device, ranks))
         folder = _agree_on_folder(plan, ranks, out=out, resume=resume, command=command)
+        if flies:
+            stack.enter_context(capture.collectives_of_a_failure(folder / "flight_recorder", rank=ranks.rank))
         session = Session(plan=plan, ranks=ranks, device=device, folder=folder, stop=stop, command=command)
         try:
             code = session.run(resume=resume)
-        except CheckpointError as error:  # on every rank alike
-            code = ExitCode.CHECKPOINT
+        except (CheckpointError, StrategyError) as error:  # on every rank alike
+            code = ExitCode.CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.USAGE
             if ranks.rank == 0:
                 run_folder.write_exit(folder, code=code, steps=None, reason=str(error))
                 print(f"error: {error}", file=sys.stderr)
+            # The launcher of several ranks has still to read exit.json; it takes the folder back itself.
+            launched = ranks.num_ranks > 1 and run_folder.FOLDER_VARIABLE in os.environ
+            if ranks.rank == 0 and code == ExitCode.USAGE and not resume and not launched:
+                run_folder.discard(folder)
         _leave(ranks, code)
     return code
 

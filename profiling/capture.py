@@ -134,16 +134,11 @@ def memory_snapshot(folder: Path, *, rank: int, max_entries: int = 100_000) -> G
         memory._record_memory_history(enabled=None)
 
 
-@contextmanager
-def flight_recorder(folder: Path, *, rank: int) -> Generator[None]:
-    """Keep the last 2000 collectives; enter before the process group exists.
+def keep_collectives(folder: Path) -> None:
+    """Switch on the flight recorder of the last 2000 collectives; before the process group exists.
 
-    NCCL writes `rank_<r>` by itself when a collective times out (`torchfrtrace` reads them). gloo has no such watchdog:
-    there a run that fails leaves `rank-<r>.flight-recorder.json`.
+    NCCL writes `rank_<r>` into the folder by itself when a collective times out; `torchfrtrace` reads them.
     """
-    import torch
-
-    folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(
         {
             "TORCH_FR_BUFFER_SIZE": "2000",
@@ -151,10 +146,18 @@ def flight_recorder(folder: Path, *, rank: int) -> Generator[None]:
             "TORCH_FR_DUMP_TEMP_FILE": f"{folder}{os.sep}rank_",
         }
     )
+
+
+@contextmanager
+def collectives_of_a_failure(folder: Path, *, rank: int) -> Generator[None]:
+    """Leave the kept collectives of a rank that fails as `rank-<r>.json`; gloo has no watchdog that would do it."""
+    import torch
+
+    folder.mkdir(exist_ok=True)
     try:
         yield
-    except BaseException:
+    except Exception:
         c10d: Any = torch._C._distributed_c10d  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
         record = c10d._dump_fr_trace_json(includeCollectives=True, onlyActive=False)
-        publish(folder / f"rank-{rank}.flight-recorder.json", lambda partial: partial.write_bytes(record))
+        publish(folder / f"rank-{rank}.json", lambda partial: partial.write_bytes(record))
         raise

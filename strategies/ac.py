@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .errors import StrategyError
 from .limits import PositiveInt
 
 # The expensive operators: matrix products and attention. Recomputing the rest costs memory bandwidth only.
@@ -81,7 +82,7 @@ class ActivationCheckpointing:
 
 
 def _selective(names: tuple[str, ...]) -> Any:
-    """Context function that keeps the results of the named operators. Raises: ValueError for an unknown one."""
+    """Context function that keeps the results of the named operators. Raises: StrategyError for an unknown one."""
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
     operators = [operator for name in names for operator in _overloads(name)]
@@ -96,5 +97,7 @@ def _overloads(name: str) -> list[Any]:
     packet = getattr(getattr(torch.ops, namespace), operator, None)
     found = [getattr(packet, each, None) for each in (overload or (packet.overloads() if packet else ()))]
     if not found or None in found:
-        raise ValueError(f"strategies.ac.save = {name!r}: torch {torch.__version__} has no such operator")
+        raise StrategyError(
+            f"strategies.ac.save = {name!r}: torch {torch.__version__} has no such operator; write it as aten.mm"
+        )
     return found

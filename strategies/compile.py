@@ -51,6 +51,8 @@ class Compile:
             )
         if self.backend != "inductor" and self.mode != "default":
             yield f"mode = {self.mode!r}: has no effect with backend = {self.backend!r}; remove one of the two"
+        if self.mode == "reduce-overhead" and run.device_type == "cpu":
+            yield "mode = 'reduce-overhead': has no effect without a GPU, for it means CUDA graphs; use 'default'"
         if self.mode in ("reduce-overhead", "max-autotune") and run.device_type == "cuda" and "ac" in run.active:
             yield f"mode = {self.mode!r}: its CUDA graphs and strategies.ac collide; use 'max-autotune-no-cudagraphs'"
 

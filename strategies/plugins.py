@@ -12,13 +12,10 @@ from keyword import iskeyword
 from typing import Any, cast
 
 from . import Strategies
+from .errors import PluginError
 
 GROUP = "stepladder.strategies"
 _MEMBERS = ("after", "conflicts", "owns", "check", "apply")
-
-
-class PluginError(Exception):
-    """An installed strategy cannot be used; the text is one sentence."""
 
 
 @cache

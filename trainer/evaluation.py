@@ -18,7 +18,7 @@ class EvaluationConfig:
     every: PositiveInt = 500
     """Steps between evaluations."""
     num_microbatches: PositiveInt = 16
-    """Microbatches that each rank evaluates: always the first ones, so that values compare."""
+    """Microbatches that each rank evaluates, or as many as there are: always the same ones, so that values compare."""
 
 
 @dataclass(frozen=True, kw_only=True)

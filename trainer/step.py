@@ -36,7 +36,8 @@ def backward(loss: "Tensor", mark: Marker) -> None:
     [Note: exposed gradient reduction]
     DDP and FSDP2 wait for their last reductions in callbacks that autograd runs when all gradients are computed, in
     the order in which they were queued. A callback queued from the very first hook, the one on the loss, runs before
-    theirs: the time from there to the return of `backward` is what backward did not hide.
+    theirs; when it queues another one, that runs after theirs. Between the two lies what backward did not hide. Both
+    run on one thread, which for CUDA is not the one that called `backward`.
     """
     if mark is no_span:
         loss.backward()
@@ -45,15 +46,13 @@ def backward(loss: "Tensor", mark: Marker) -> None:
 
     engine: Any = Variable._execution_engine  # pyright: ignore[reportPrivateUsage]
     span = mark(Span.GRADIENT_SYNC)
-    opened: list[object] = []
 
     def open_span() -> None:
-        opened.append(span.__enter__())
+        span.__enter__()
+        engine.queue_callback(lambda: span.__exit__(None, None, None))
 
     def queue(grad: "Tensor") -> None:
         engine.queue_callback(open_span)
 
     loss.register_hook(queue)
     loss.backward()
-    if opened:
-        span.__exit__(None, None, None)

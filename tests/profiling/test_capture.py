@@ -128,10 +128,10 @@ def test_the_nsight_window_opens_before_its_first_step_and_closes_after_its_last
 
 
 def failing_run(folder: str) -> None:
-    from stepladder.profiling.capture import flight_recorder
+    from stepladder.profiling.capture import collectives_of_a_failure
 
     rank = torch.distributed.get_rank()
-    with pytest.raises(KeyError), flight_recorder(Path(folder), rank=rank):  # noqa: PT012
+    with pytest.raises(KeyError), collectives_of_a_failure(Path(folder), rank=rank):  # noqa: PT012
         torch.distributed.all_reduce(torch.ones(3))
         raise KeyError("the run fails here")
 
@@ -141,8 +141,8 @@ def test_a_failing_run_leaves_its_last_collectives(
 ) -> None:
     monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "100")
     run_ranks(failing_run, 2, str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {f"rank-{rank}.flight-recorder.json" for rank in (0, 1)}
-    entries = json.loads((tmp_path / "rank-1.flight-recorder.json").read_text())["entries"]
+    assert {path.name for path in tmp_path.iterdir()} == {f"rank-{rank}.json" for rank in (0, 1)}
+    entries = json.loads((tmp_path / "rank-1.json").read_text())["entries"]
     assert "all_reduce" in entries[-1]["profiling_name"]
 
 

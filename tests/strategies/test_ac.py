@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stepladder.strategies.ac import ActivationCheckpointing
 from stepladder.strategies.base import Facts, Program, Run
+from stepladder.strategies.errors import StrategyError
 
 NUM_LAYERS = 4
 TOKENS = torch.arange(64).view(2, 32) % 32
@@ -157,5 +158,5 @@ def test_dropout_is_replayed_if_and_only_if_the_random_state_is_preserved(
 
 @pytest.mark.parametrize("name", ["aten.no_such_operator", "nowhere.mm", "aten.mm.no_such_overload"])
 def test_an_operator_that_torch_lacks_is_named(name: str, checkpointed: Callable[..., Program]) -> None:
-    with pytest.raises(ValueError, match=rf"strategies\.ac\.save = '{name}': torch .* has no such operator"):
+    with pytest.raises(StrategyError, match=rf"strategies\.ac\.save = '{name}': torch .* has no such operator"):
         checkpointed(mode="selective", save=(name,))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from stepladder.strategies import Strategies
-from stepladder.strategies.plugins import GROUP, PluginError, extended
+from stepladder.strategies.errors import PluginError
+from stepladder.strategies.plugins import GROUP, extended
 
 MODULE = '''"""Does nothing, twice: a strategy of somebody else.
 

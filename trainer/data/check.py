@@ -5,15 +5,16 @@ from .errors import DataError
 from .tokens import SPLITS, open_corpus
 
 
-def check_data(config: DataConfig, sequence_length: int) -> None:
+def check_data(config: DataConfig, sequence_length: int, held_out_sequences: int = 1) -> None:
     """Build the corpus if the cache lacks it, and see that each split holds a sequence. Raises: DataError."""
     if isinstance(config.chosen, SyntheticTokens):
         return
     corpus = open_corpus(config.chosen)
-    for split in SPLITS:
+    for split, needed in zip(SPLITS, (1, held_out_sequences), strict=True):
         num_tokens = (corpus.folder / f"{split}.u8").stat().st_size
-        if num_tokens <= sequence_length:
+        if (num_tokens - 1) // sequence_length < needed:
+            wanted = "one sequence" if needed == 1 else f"the {needed} sequences of a microbatch on each rank"
             raise DataError(
-                f"batch.sequence_length = {sequence_length}: the {split} part has {num_tokens} bytes, not one "
-                f"sequence; give more data or shorter sequences"
+                f"batch.sequence_length = {sequence_length}: the {split} part has {num_tokens} bytes, not {wanted}; "
+                f"give more data or shorter sequences"
             )
