@@ -89,6 +89,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from ..trainer.checkpoint.errors import CheckpointError
     from ..trainer.data.check import check_data
     from ..trainer.data.errors import DataError
+    from ..trainer.data.tokens import silent
     from .ranks import Ranks, StopRequest
 
     if options.resume and options.out is None:
@@ -102,7 +103,8 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     try:
         num_ranks = ranks.num_ranks if ranks else options.ranks
         plan = _plan(options, num_ranks=num_ranks, started=ranks is not None)
-        check_data(plan.recipe.data, plan.recipe.batch.sequence_length, plan.held_out_sequences)
+        say = print if ranks is None or ranks.rank == 0 else silent
+        check_data(plan.recipe.data, plan.recipe.batch.sequence_length, plan.held_out_sequences, say)
         if ranks is None:
             from .start import start
 

@@ -5,7 +5,8 @@ import os
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,15 @@ class Corpus:
         return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
 
-def open_corpus(config: StdlibCorpus | FilesCorpus) -> Corpus:
+Say = Callable[[str], None]
+"""Where a long build tells how far it is."""
+
+
+def silent(line: str) -> None:
+    """Tell nobody."""
+
+
+def open_corpus(config: StdlibCorpus | FilesCorpus, say: Say = silent) -> Corpus:
     """The corpus of a recipe, built now if the cache does not hold it.
 
     Raises: DataError if a source cannot be read, a split is empty, or the cache cannot be written.
@@ -115,8 +124,22 @@ def open_corpus(config: StdlibCorpus | FilesCorpus) -> Corpus:
     fingerprint = hashlib.sha256(f"v1 {identity}".encode()).hexdigest()[:16]
     folder = cache_folder() / f"corpus-{fingerprint}"
     if not folder.is_dir():
-        _build(folder, documents(), config.held_out)
+        say(f"data        reading the corpus once, into {folder}")
+        _build(folder, _told(documents(), say), config.held_out)
     return Corpus(folder=folder, fingerprint=fingerprint)
+
+
+def _told(documents: Iterable[Document], say: Say) -> Iterator[Document]:
+    """The documents, with a line every ten seconds and one at the end."""
+    count = num_bytes = 0
+    told_s = time.monotonic()
+    for document in documents:
+        count, num_bytes = count + 1, num_bytes + len(document.text)
+        if time.monotonic() - told_s > 10:
+            told_s = time.monotonic()
+            say(f"data        {count:,} documents, {num_bytes / 1e6:,.1f} MB so far")
+        yield document
+    say(f"data        {count:,} documents, {num_bytes / 1e6:,.1f} MB")
 
 
 def _build(folder: Path, documents: Iterable[Document], held_out: float) -> None:

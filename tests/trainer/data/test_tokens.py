@@ -174,3 +174,15 @@ def test_problems_of_a_files_table_are_said_before_anything_is_read(tmp_path: Pa
     (tmp_path / "a.txt").write_text("a")
     (found,) = FilesCorpus(paths=(str(tmp_path / "a.txt"),), column="body").problems()
     assert "has no effect with format = 'text'" in found
+
+
+def test_a_build_tells_what_it_reads_and_a_cached_corpus_tells_nothing(tmp_path: Path) -> None:
+    config = write(tmp_path, "text", [f"document {i}" for i in range(40)])
+    first, second = list[str](), list[str]()
+
+    open_corpus(config, first.append)
+    open_corpus(config, second.append)
+
+    assert "reading the corpus once" in first[0]
+    assert "40 documents" in first[-1]
+    assert second == []
