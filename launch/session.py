@@ -71,8 +71,11 @@ class Session:
         meter = self._meter(feed, first_step, console, metrics)
         watchers = [Watcher(every=recipe.run.log_every, look=meter.look, at_first=True, span=Span.LOGGING)]
         if recipe.evaluation:
-            look = self._paused(meter, self._evaluation(program, console, metrics))
-            watchers.append(Watcher(every=recipe.evaluation.every, look=look, at_first=True, span=Span.EVALUATION))
+            evaluate_after = self._evaluation(program, console, metrics)
+            if first_step == 0:
+                evaluate_after(0)
+            look = self._paused(meter, lambda result: evaluate_after(result.step))
+            watchers.append(Watcher(every=recipe.evaluation.every, look=look, span=Span.EVALUATION))
         if recipe.checkpoint:
             look = self._paused(meter, lambda result: self._save(checkpoints, result.step, console))
             watchers.append(Watcher(every=recipe.checkpoint.every, look=look, span=Span.CHECKPOINT))
@@ -173,7 +176,8 @@ class Session:
 
         return paused
 
-    def _evaluation(self, program: Program, console: Console, metrics: MetricsFile) -> Callable[[StepResult], None]:
+    def _evaluation(self, program: Program, console: Console, metrics: MetricsFile) -> Callable[[int], None]:
+        """Function that evaluates after so many steps."""
         from ..trainer.data.feed import held_out_batches
 
         recipe = self.plan.recipe
@@ -184,13 +188,13 @@ class Session:
         share = self._share(source, min(recipe.evaluation.num_microbatches, max(1, available)))
         batches = held_out_batches(source, share, recipe.loader, self.device)
 
-        def look(result: StepResult) -> None:
+        def evaluate_after(step: int) -> None:
             loss, num_tokens = evaluate(program, batches(), sum_over_ranks(self.ranks))
             if self.ranks.rank == 0:
-                metrics.write(EvaluationRecord(step=result.step, held_out_loss=loss, num_tokens=num_tokens))
-                console.say(f"step {result.step}  held-out loss {loss:.4f} nats a token, {num_tokens:,} tokens")
+                metrics.write(EvaluationRecord(step=step, held_out_loss=loss, num_tokens=num_tokens))
+                console.say(f"step {step}  held-out loss {loss:.4f} nats a token, {num_tokens:,} tokens")
 
-        return look
+        return evaluate_after
 
     def _checkpoints(self, program: Program, optimizer: "Optimizer", source: "Source") -> Checkpoints:
         recipe = self.plan.recipe

@@ -29,6 +29,9 @@ def worker_environment(plan: Plan, local_ranks: int) -> dict[str, str]:
     environment["PYTHONSAFEPATH"] = "1"
     if plan.recipe.run.threads_per_rank or "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(threads)
+    if plan.device_type == "cpu":
+        # Kineto tells of each start and stop on stderr, above its level for errors. On a GPU its errors matter more.
+        environment.setdefault("KINETO_LOG_LEVEL", "6")
     return environment
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """When the held-out part is evaluated; also after the last step."""
+    """When the held-out part is evaluated; also before the first step and after the last."""
 
     every: PositiveInt = 500
     """Steps between evaluations."""
