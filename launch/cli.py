@@ -1,6 +1,7 @@
 """The `stepladder` command."""
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     stop = StopRequest(alone=ranks is not None and ranks.num_ranks == 1)
     if ranks is not None:
         stop.listen()  # before torch is loaded: a Ctrl-C in those two seconds must not become a traceback
+        gc.disable()  # importing torch makes a million objects that stay; the session collects by steps
     try:
         num_ranks = ranks.num_ranks if ranks else options.ranks
         plan = _plan(options, num_ranks=num_ranks, started=ranks is not None)

@@ -288,9 +288,8 @@ def _garbage_collection(every: int, watchers: list[Watcher]) -> Generator[None]:
         gc.collect(1)
 
     watchers.append(Watcher(every=every, look=collect))
-    gc.collect()
-    gc.freeze()  # what lives now lives to the end; later collections need not look at it
     gc.disable()
+    gc.freeze()  # what lives now lives to the end; later collections need not look at it
     try:
         yield
     finally:

@@ -59,6 +59,14 @@ class Facts:
     """Fills a whole parameter, given its name. Needed for meta-device initialisation; None for a model made whole."""
 
 
+_NOTHING = nullcontext()
+
+
+def _no_context(*arguments: object) -> AbstractContextManager[Any]:
+    """One context manager for all that need none: making another costs more than entering it."""
+    return _NOTHING
+
+
 def _identity(loss: "Tensor") -> "Tensor":
     return loss
 
@@ -119,9 +127,9 @@ class Program:
     learning_rate: Callable[[int], float] = field(default=lambda step: 1.0)
     """Multiplier of the optimizer's learning rate in step 0, 1, 2, ...; a pure function, so it resumes by itself."""
     num_microbatches: int = 1
-    forward_context: "Callable[[], AbstractContextManager[Any]]" = nullcontext
+    forward_context: "Callable[[], AbstractContextManager[Any]]" = _no_context
     """Entered around each forward pass (AMP)."""
-    before_microbatch: "Callable[[bool], AbstractContextManager[Any]]" = field(default=lambda is_last: nullcontext())
+    before_microbatch: "Callable[[bool], AbstractContextManager[Any]]" = _no_context
     """Entered around forward and backward of each microbatch, told whether gradients are to be reduced now."""
     gradient_divisor: int = 1
     """By what the gradient reduction divides the sum over ranks; the loss is multiplied by it."""

@@ -31,8 +31,8 @@ class Feed(Protocol):
         """The same on the device, with the global number of valid tokens."""
         ...
 
-    def run_ahead(self) -> None:
-        """Start on the next step's data; called when this step's backward is queued on the device."""
+    def run_ahead(self, mark: Marker) -> None:
+        """Start on the next step's data, if that is ever of use; called when this step's backward is queued."""
         ...
 
 
@@ -89,7 +89,7 @@ def train(
         with mark(Span.HOST_TO_DEVICE):
             microbatches, num_tokens = feed.to_device(host_batches)
         loss_sum = program.forward_backward(program, microbatches, divisor / num_tokens, mark)
-        feed.run_ahead()
+        feed.run_ahead(mark)
         with mark(Span.CLIP):
             scaling.unscale(optimizer)
             grad_norm = program.clip_gradients(parameters, want_norm=wants_norm(done))

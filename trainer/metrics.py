@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -129,10 +129,11 @@ class Meter:
         """
         import torch
 
-        told = torch.stack([result.loss_sum.detach().double(), result.loss_sum.new_zeros((), dtype=torch.float64)])
-        if self.stop_requested():
-            told[1] = 1.0
-        total, stops = self.reduce(told).tolist()  # the one place where the host waits for the device
+        # The one place where the host waits for the device.
+        total, stops = float(result.loss_sum), float(self.stop_requested())
+        if self.num_ranks > 1:
+            told = torch.tensor([total, stops], dtype=torch.float64, device=self.device)
+            total, stops = self.reduce(told).tolist()
         now = time.perf_counter()
         steps = max(1, result.step - self._last_step)
         interval = max(now - self._last_s, 1e-9)
@@ -183,7 +184,7 @@ class MetricsFile:
         """Append a dataclass as one line; non-finite numbers become strings, for JSON has none."""
         if self._file is None:
             self._file = self.path.open("a")
-        values = {key: _json_value(value) for key, value in asdict(record).items()}  # pyright: ignore[reportArgumentType]
+        values = {key: _json_value(value) for key, value in vars(record).items()}
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 

@@ -17,21 +17,28 @@ def accumulate(program: Program, microbatches: Sequence[Batch], scale: "float | 
     Returns: this rank's sum of losses, unscaled and detached, on the device.
     """
     total: Tensor | None = None
+    seed: Tensor | None = None
     last = len(microbatches) - 1
     for i, batch in enumerate(microbatches):
         with program.before_microbatch(i == last):
             with mark(Span.FORWARD), program.forward_context():
                 loss = program.loss(program.model(batch.inputs), batch)
             with mark(Span.BACKWARD):
-                backward(program.loss_scaling.scale(loss * scale), mark)
+                seed = _seed(scale, loss) if seed is None else seed
+                backward(program.loss_scaling.scale(loss), seed, mark)
         detached = loss.detach()
         total = detached if total is None else total + detached
     assert total is not None, "a step needs at least one microbatch"
     return total
 
 
-def backward(loss: "Tensor", mark: Marker) -> None:
-    """Run backward; mark what remains of the gradient reduction after the last gradient as `GRADIENT_SYNC`.
+def _seed(scale: "float | Tensor", loss: "Tensor") -> "Tensor":
+    """The gradient with which backward starts: `scale` like the loss. A factor in the graph would cost two kernels."""
+    return loss.new_full((), scale) if isinstance(scale, int | float) else scale.to(loss)
+
+
+def backward(loss: "Tensor", seed: "Tensor", mark: Marker) -> None:
+    """Run backward from `seed`; mark what the reduction takes after the last gradient as `GRADIENT_SYNC`.
 
     [Note: exposed gradient reduction]
     DDP and FSDP2 wait for their last reductions in callbacks that autograd runs when all gradients are computed, in
@@ -40,7 +47,7 @@ def backward(loss: "Tensor", mark: Marker) -> None:
     run on one thread, which for CUDA is not the one that called `backward`.
     """
     if mark is no_span:
-        loss.backward()
+        loss.backward(seed)
         return
     from torch.autograd import Variable
 
@@ -55,4 +62,4 @@ def backward(loss: "Tensor", mark: Marker) -> None:
         engine.queue_callback(open_span)
 
     loss.register_hook(queue)
-    loss.backward()
+    loss.backward(seed)

@@ -41,7 +41,7 @@ class OnesFeed:
         self.calls.append("to_device")
         return StepData(microbatches, 6.0)
 
-    def run_ahead(self) -> None:
+    def run_ahead(self, mark: Any) -> None:
         self.calls.append("run_ahead")
 
 

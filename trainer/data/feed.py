@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ...profiling.record import Marker
+from ...profiling.spans import Span
 from ...strategies.base import Batch
 from ..loop import StepData
 from .config import LoaderConfig
@@ -55,13 +57,16 @@ def host_batches(source: Source, share: Share, loader: LoaderConfig, *, first_st
 
 @dataclass(frozen=True)
 class _Indices:
-    """What the DataLoader draws from: lists of sample indices, one for each microbatch."""
+    """What the DataLoader draws from: lists of sample indices, one for each microbatch.
+
+    Lists, because a slice of a tensor would take the whole epoch's order with it into the worker.
+    """
 
     share: Share
     first_step: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self.share.microbatches(self.first_step)
+        return (indices.tolist() for indices in self.share.microbatches(self.first_step))
 
 
 @dataclass(kw_only=True)
@@ -82,12 +87,14 @@ class DeviceFeed:
     prefetch: bool = False
     waited_s: float = 0.0
     """Time blocked in `wait` since the beginning, seconds."""
+    _stays: bool = field(default=False, init=False)
     _ahead: "tuple[Sequence[Batch], float | Tensor, torch.cuda.Event] | None" = field(default=None, init=False)
     _stream: "torch.cuda.Stream | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Make the copy stream only where it serves."""
-        if self.prefetch and self.device.type == "cuda" and not self.on_device:
+        """Find out whether batches move at all, and make the copy stream only where it serves."""
+        self._stays = self.on_device or self.device.type == "cpu"
+        if self.prefetch and not self._stays:
             self._stream = torch.cuda.Stream(self.device)
 
     def wait(self) -> Sequence[Batch]:
@@ -98,6 +105,8 @@ class DeviceFeed:
 
     def to_device(self, microbatches: Sequence[Batch]) -> StepData:
         """Copies of the microbatches on the device; waits for copies that were started earlier."""
+        if self._stays:
+            return StepData(microbatches, self.count_tokens(microbatches))
         if self._stream is None:
             return StepData([self._copy(batch) for batch in microbatches], self.count_tokens(microbatches))
         copies, num_tokens, ready = self._ahead or self._start_copies(microbatches)
@@ -109,10 +118,13 @@ class DeviceFeed:
         self._ahead = None
         return StepData(copies, num_tokens)
 
-    def run_ahead(self) -> None:
+    def run_ahead(self, mark: Marker) -> None:
         """Fetch the next step's batch and start its copies; called when this step's kernels are queued."""
         if self._stream is not None and self._ahead is None:
-            self._ahead = self._start_copies(self._next())
+            with mark(Span.DATA_WAIT):
+                microbatches = self._next()
+            with mark(Span.HOST_TO_DEVICE):
+                self._ahead = self._start_copies(microbatches)
 
     def _next(self) -> Sequence[Batch]:
         start = time.perf_counter()
@@ -121,8 +133,6 @@ class DeviceFeed:
         return microbatches
 
     def _copy(self, batch: Batch) -> Batch:
-        if self.on_device or self.device.type == "cpu":
-            return batch
         return Batch(
             batch.inputs.to(self.device, non_blocking=self.non_blocking),
             batch.labels.to(self.device, non_blocking=self.non_blocking),
@@ -160,7 +170,7 @@ def held_out_batches(
     source: Source, share: Share, loader: LoaderConfig, device: torch.device
 ) -> Callable[[], Iterator[Batch]]:
     """Function that starts over: this rank's microbatches of the first step of `share`, on the device."""
-    order = list(islice(share.microbatches(0), share.num_microbatches))
+    order = [indices.tolist() for indices in islice(share.microbatches(0), share.num_microbatches)]
     batches: Any = (
         torch.utils.data.DataLoader(
             _Batches(source),

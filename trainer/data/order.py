@@ -33,22 +33,26 @@ class Share:
         """Samples of a step on all ranks."""
         return self.microbatch_size * self.num_microbatches * self.num_ranks
 
-    def microbatches(self, first_step: int) -> Iterator[list[int]]:
-        """Sample indices of this rank's microbatches from `first_step` on, without end."""
+    def microbatches(self, first_step: int) -> "Iterator[Tensor]":
+        """Sample indices of this rank's microbatches from `first_step` on, [microbatch_size] each, without end."""
+        import torch
+
         epoch, order = -1, permutation(0, self.seed, 0)
         own = self.microbatch_size * self.num_microbatches
         for step in count(first_step):
             start = step * self.samples_per_step + self.rank * own
             for first in range(start, start + own, self.microbatch_size):
-                indices: list[int] = []
-                while len(indices) < self.microbatch_size:
-                    sample = first + len(indices)
+                parts: list[Tensor] = []
+                sample, end = first, first + self.microbatch_size
+                while sample < end:
                     if sample // self.num_samples != epoch:
                         epoch = sample // self.num_samples
                         order = permutation(self.num_samples, self.seed, epoch)
                     at = sample % self.num_samples
-                    indices += order[at : at + self.microbatch_size - len(indices)].tolist()
-                yield indices
+                    parts.append(order[at : at + end - sample])
+                    sample += len(parts[-1])
+                # Nearly always a mere view of the epoch's order: more than one part only where an epoch ends.
+                yield parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def permutation(num_samples: int, seed: int, epoch: int) -> "Tensor":

@@ -28,8 +28,8 @@ class Source(Protocol):
         """Number of samples."""
         ...
 
-    def __getitems__(self, indices: "Sequence[int]") -> Batch:
-        """[B, T] inputs and labels of the samples; torch's DataLoader calls this with a whole batch of indices."""
+    def __getitems__(self, indices: "Tensor | Sequence[int]") -> Batch:
+        """[B, T] inputs and labels of the samples with these indices, [B]."""
         ...
 
 
@@ -49,9 +49,9 @@ class PackedBytes:
         """Whole windows; the remainder is left out."""
         return max(0, (len(self.tokens) - 1) // self.sequence_length)
 
-    def __getitems__(self, indices: "Sequence[int]") -> Batch:
+    def __getitems__(self, indices: "Tensor | Sequence[int]") -> Batch:
         """Gather the windows in one indexing operation."""
-        starts = torch.tensor(indices) * self.sequence_length
+        starts = torch.as_tensor(indices) * self.sequence_length
         windows = self.tokens[starts[:, None] + self._window].long()
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
@@ -74,9 +74,9 @@ class SyntheticSource:
         """Distinct samples."""
         return len(self.tokens)
 
-    def __getitems__(self, indices: "Sequence[int]") -> Batch:
+    def __getitems__(self, indices: "Tensor | Sequence[int]") -> Batch:
         """Gather on the device."""
-        windows = self.tokens[torch.tensor(indices, device=self.tokens.device)]
+        windows = self.tokens.index_select(0, torch.as_tensor(indices, device=self.tokens.device))
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
 

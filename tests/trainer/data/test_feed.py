@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from stepladder.profiling.record import no_span
 from stepladder.strategies.base import Batch
 from stepladder.trainer.data.config import LoaderConfig
 from stepladder.trainer.data.feed import DeviceFeed, held_out_batches, host_batches, token_counter
@@ -65,7 +66,7 @@ def test_the_feed_hands_over_a_step_and_counts_the_wait(monkeypatch: pytest.Monk
         data = feed.to_device(feed.wait())
         assert same(list(data.microbatches), expected)
         assert data.num_tokens == 14.0
-        feed.run_ahead()  # has nothing to run ahead with on the CPU
+        feed.run_ahead(no_span)  # has nothing to run ahead with on the CPU
     assert feed.waited_s == 10.0
 
 

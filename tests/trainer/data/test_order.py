@@ -11,7 +11,7 @@ from stepladder.trainer.data.order import Share, permutation
 def steps(num_steps: int, first_step: int = 0, **keys: int) -> list[list[list[int]]]:
     """Microbatches of one rank, step by step."""
     share = Share(**{"seed": 0} | keys)
-    batches = share.microbatches(first_step)
+    batches = (indices.tolist() for indices in share.microbatches(first_step))
     return [list(itertools.islice(batches, share.num_microbatches)) for _ in range(num_steps)]
 
 
