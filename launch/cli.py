@@ -115,11 +115,11 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
         return work(plan, ranks, out=options.out, resume=options.resume, command=["stepladder", *given], stop=stop)
     except (DataError, UsageError) as error:
-        if ranks is None or ranks.rank == 0:  # every rank finds the same; one says so
+        if ranks is None or ranks.local_rank == 0:  # every rank of a host finds the same; one says so
             _complain(getattr(error, "problems", (str(error),)))
         return ExitCode.USAGE
     except CheckpointError as error:
-        if ranks is None or ranks.rank == 0:
+        if ranks is None or ranks.local_rank == 0:
             _complain([str(error)])
         return ExitCode.CHECKPOINT
 

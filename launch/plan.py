@@ -34,7 +34,7 @@ class Plan:
     @property
     def held_out_sequences(self) -> int:
         """Held-out sequences that one microbatch on each data rank takes; an evaluation needs at least these."""
-        return self.recipe.batch.microbatch_size * self.num_data_ranks if self.recipe.evaluation else 1
+        return self.recipe.batch.microbatch_size * self.num_data_ranks if self.recipe.evaluation else 0
 
     def run(self) -> Run:
         """What strategies may know before there is a device or a mesh."""
@@ -73,7 +73,7 @@ def make_plan(recipe: Recipe, *, num_gpus: int, num_ranks: int | None = None, st
     """
     device_type = _device_type(recipe, num_gpus)
     required = recipe.mesh.required_ranks(owned_axes(recipe.strategies))
-    ranks = num_ranks or required or (num_gpus if device_type == "cuda" else recipe.run.cpu_ranks)
+    ranks = num_ranks or required or (max(1, num_gpus) if device_type == "cuda" else recipe.run.cpu_ranks)
     degrees, found = resolve_degrees(recipe.mesh, max(ranks, 1), owned_axes(recipe.strategies))
     plan = Plan(
         recipe=recipe,
@@ -87,8 +87,7 @@ def make_plan(recipe: Recipe, *, num_gpus: int, num_ranks: int | None = None, st
     found += _batch_problems(plan)
     if recipe.profiler:
         found += recipe.profiler.run_problems(num_steps=recipe.run.num_steps, num_ranks=ranks, device_type=device_type)
-    if recipe.loader.pin_memory and device_type == "cpu":
-        found.append("loader.pin_memory = true: has no effect without a GPU; remove it")
+    found += recipe.loader.run_problems(device_type=device_type, synthetic=recipe.data.synthetic is not None)
     if found:
         raise UsageError(*found)
     return plan

@@ -54,6 +54,14 @@ class ProfilerConfig:
         others = (self.nvtx, self.cuda_window, self.memory_snapshot, self.flight_recorder)
         if not self.trace and not any(others):
             yield "trace = false: nothing is left to record; remove profiler or switch something on"
+        if not self.trace:
+            for key in ("record_shapes", "with_stack", "profile_memory", "with_flops"):
+                if getattr(self, key):
+                    yield f"{key} = true: has no effect with trace = false; remove it"
+        if self.cuda_window and self.trace:
+            yield "cuda_window = true: Nsight and torch.profiler cannot record at once; set trace = false"
+        if self.cuda_window and self.repeat > 1:
+            yield f"repeat = {self.repeat}: cuda_window opens once; use repeat = 1"
         if self.ranks is not None and not self.ranks:
             yield "ranks = []: nobody records; name ranks or leave it out"
 

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .errors import ExitCode
+from .errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +84,12 @@ def pick_device(plan: "Plan", ranks: Ranks) -> "torch.device":
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if plan.device_type == "cpu":
         return torch.device("cpu")
+    here, present = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if here > present:
+        raise UsageError(
+            f"ranks: {here} were started on {socket.gethostname()}, but torch {torch.__version__} sees {present} GPUs "
+            f"there; start {present or 'them with run.device = cpu'}, or install a torch for these GPUs"
+        )
     device = torch.device("cuda", ranks.local_rank)
     torch.cuda.set_device(device)
     return device
@@ -99,11 +106,9 @@ def process_group(device: "torch.device", ranks: Ranks) -> Generator[None]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
     else:
         dist.init_process_group(backend, device_id=bound)
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    yield
+    # Not after a failure: NCCL's orderly shutdown would wait for ranks that wait for this one.
+    dist.destroy_process_group()
 
 
 def sum_over_ranks(ranks: Ranks) -> "Callable[[torch.Tensor], torch.Tensor]":

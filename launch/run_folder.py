@@ -40,14 +40,17 @@ def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool
     is nothing to resume from.
     """
     earlier = folder / RESOLVED
-    if resume and not earlier.is_file():
-        raise UsageError(f"--resume: {folder} holds no run; give the folder of one with --out")
-    if not resume and earlier.exists():
-        raise UsageError(f"--out {folder}: holds a run already; add --resume to continue it, or choose another folder")
-    if resume:
-        last_checkpoint(folder / "checkpoints")
-    said = [f"changed since the run began: {line}" for line in diff(read(str(earlier)), recipe)] if resume else []
+    said: list[str] = []
     try:
+        if resume and not earlier.is_file():
+            raise UsageError(f"--resume: {folder} holds no run; give the folder of one with --out")
+        if not resume and earlier.exists():
+            raise UsageError(
+                f"--out {folder}: holds a run already; add --resume to continue it, or choose another folder"
+            )
+        if resume:
+            last_checkpoint(folder / "checkpoints")
+            said = [f"changed since the run began: {line}" for line in diff(read(str(earlier)), recipe)]
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             record(folder, recipe, command=command)

@@ -3,15 +3,13 @@
 Takes the recipe apart and hands each part its own table; nothing below this floor sees a recipe.
 """
 
-import gc
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..profiling import capture
 from ..profiling.breakdown import read_folder, table
 from ..profiling.errors import TraceError
 from ..profiling.record import marker
@@ -23,7 +21,7 @@ from ..trainer.data.order import Share
 from ..trainer.evaluation import EvaluationRecord, evaluate
 from ..trainer.loop import StepResult, Watcher, train
 from ..trainer.metrics import Meter, MetricsFile, Record, log_line, peak_flops
-from . import run_folder
+from . import recording, run_folder
 from .build import build_program
 from .console import Console
 from .errors import ExitCode
@@ -52,6 +50,12 @@ class Session:
 
     def run(self, *, resume: bool) -> int:
         """Build, train, save, report."""
+        with ExitStack() as stack:
+            recording.remember_allocations(stack, self.plan.recipe.profiler, self.folder, self.ranks.rank)
+            return self._train(stack, resume=resume)
+
+    def _train(self, stack: ExitStack, *, resume: bool) -> int:
+        """Build everything around the loop, and run it."""
         import torch
 
         recipe = self.plan.recipe
@@ -68,8 +72,11 @@ class Session:
         if first_step:
             console.say(f"continuing after step {first_step}")
         metrics = MetricsFile(path=self.folder / "metrics.jsonl")
+        if first_step and self.ranks.rank == 0:
+            metrics.rewind(first_step)
         meter = self._meter(feed, first_step, console, metrics)
         watchers = [Watcher(every=recipe.run.log_every, look=meter.look, at_first=True, span=Span.LOGGING)]
+        watchers.append(Watcher(every=1, look=meter.ask))
         if recipe.evaluation:
             evaluate_after = self._evaluation(program, console, metrics)
             if first_step == 0:
@@ -82,9 +89,9 @@ class Session:
         if console.draws:
             watchers.append(Watcher(every=1, look=console.look))
         profiler = recipe.profiler
-        with ExitStack() as stack:
-            stack.enter_context(_garbage_collection(recipe.run.gc_every, watchers))
-            watchers += [Watcher(every=1, look=tick) for tick in self._capture(stack, first_step)]
+        watchers.append(stack.enter_context(recording.collection_by_steps(recipe.run.gc_every)))
+        with ExitStack() as window:
+            watchers += recording.profilers(window, profiler, self.folder, self.ranks.rank, first_step)
             meter.start()
             done = train(
                 program,
@@ -137,8 +144,8 @@ class Session:
             device=self.device,
             count_tokens=token_counter(source, self.plan.tokens_per_step, sum_over_ranks(self.ranks), self.device),
             on_device=source.on_device,
-            non_blocking=loader.non_blocking,
-            prefetch=loader.device_prefetch,
+            non_blocking=loader.non_blocking is not False,
+            prefetch=loader.device_prefetch is not False,
         )
 
     def _meter(self, feed: "DeviceFeed", first_step: int, console: Console, metrics: MetricsFile) -> Meter:
@@ -168,8 +175,11 @@ class Session:
 
     def _paused(self, meter: Meter, look: Callable[[StepResult], None]) -> Callable[[StepResult], None]:
         """`look`, its duration left out of the interval that the meter measures."""
+        import torch
 
         def paused(result: StepResult) -> None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # what is still queued belongs to the training, not to the pause
             started_s = time.perf_counter()
             look(result)
             meter.skip_pause(started_s)
@@ -228,37 +238,6 @@ class Session:
             run_folder.record(self.folder, recipe, command=self.command)
         return step
 
-    def _capture(self, stack: ExitStack, first_step: int) -> Iterator[Callable[[StepResult], None]]:
-        """Enter what the profiler table asks for; yields what must be called after every step."""
-        profiler = self.plan.recipe.profiler
-        if profiler is None or (profiler.ranks is not None and self.ranks.rank not in profiler.ranks):
-            return
-        traces = self.folder / "traces"
-        if profiler.trace or profiler.memory_snapshot:
-            traces.mkdir(exist_ok=True)
-        schedule = profiler.schedule
-        if profiler.memory_snapshot:
-            stack.enter_context(capture.memory_snapshot(traces, rank=self.ranks.rank))
-        ticks: list[capture.Tick] = []
-        if profiler.cuda_window:
-            first = schedule.skip_first + schedule.wait + schedule.warmup + 1
-            window = capture.nsight_window(first=first, last=first + schedule.active - 1)
-            ticks.append(stack.enter_context(window))
-        if profiler.trace:
-            recording = capture.torch_profiler(
-                traces,
-                schedule=schedule,
-                rank=self.ranks.rank,
-                first_step=first_step,
-                record_shapes=profiler.record_shapes,
-                with_stack=profiler.with_stack,
-                profile_memory=profiler.profile_memory,
-                with_flops=profiler.with_flops,
-            )
-            ticks.append(stack.enter_context(recording))
-        for tick in ticks:
-            yield lambda result, tick=tick: tick()
-
     def _finish(self, done: int, program: Program, console: Console) -> int:
         """Say what there is to say and leave `exit.json`."""
         recipe = self.plan.recipe
@@ -278,20 +257,3 @@ class Session:
             run_folder.write_exit(self.folder, code=code, steps=done, reason=reason)
         console.say(f"{reason}: {done} of {recipe.run.num_steps} steps; {self.folder}")
         return code
-
-
-@contextmanager
-def _garbage_collection(every: int, watchers: list[Watcher]) -> Generator[None]:
-    """Collect on all ranks in the same steps, so that no rank waits for another one's collector."""
-
-    def collect(result: StepResult) -> None:
-        gc.collect(1)
-
-    watchers.append(Watcher(every=every, look=collect))
-    gc.disable()
-    gc.freeze()  # what lives now lives to the end; later collections need not look at it
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()

@@ -73,12 +73,13 @@ def _wait(agent: "subprocess.Popen[bytes]") -> int | None:
         elif len(asked) == 1 and workers and all(map(_listens, workers)):
             print(STOPPING, file=sys.stderr, flush=True)
             for pid in workers:
-                _signal(pid, number)
+                _signal(pid, signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
         else:  # asked twice, or so early that there is nothing to save
             _kill(agent, workers)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+            signal.signal(number, forward)
     while agent.poll() is None:
         time.sleep(0.05)
     return asked[0] if asked else None

@@ -23,27 +23,48 @@ def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: S
     device = pick_device(plan, ranks)
     flies = plan.recipe.profiler is not None and plan.recipe.profiler.flight_recorder
     with ExitStack() as stack:
-        if flies:  # the run folder is known later when torchrun was started by hand; NCCL must hear of a folder now
-            known = Path(os.environ.get(run_folder.FOLDER_VARIABLE) or out or "runs").resolve()
-            capture.keep_collectives(known / "flight_recorder")
+        if flies:
+            capture.keep_collectives(_known_folder(out) / "flight_recorder")
         if ranks.num_ranks > 1 or owned_axes(plan.recipe.strategies):
             stack.enter_context(process_group(device, ranks))
         folder = _agree_on_folder(plan, ranks, out=out, resume=resume, command=command)
         if flies:
-            stack.enter_context(capture.collectives_of_a_failure(folder / "flight_recorder", rank=ranks.rank))
+            path, nccl = folder / "flight_recorder", device.type == "cuda"
+            stack.enter_context(capture.collectives_of_a_failure(path, rank=ranks.rank, nccl=nccl))
         session = Session(plan=plan, ranks=ranks, device=device, folder=folder, stop=stop, command=command)
         try:
             code = session.run(resume=resume)
         except (CheckpointError, StrategyError) as error:  # on every rank alike
-            code = ExitCode.CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.USAGE
+            code = _refused(error, ranks, folder, resume=resume)
+        except Exception as error:
             if ranks.rank == 0:
-                run_folder.write_exit(folder, code=code, steps=None, reason=str(error))
-                print(f"error: {error}", file=sys.stderr)
-            # The launcher of several ranks has still to read exit.json; it takes the folder back itself.
-            launched = ranks.num_ranks > 1 and run_folder.FOLDER_VARIABLE in os.environ
-            if ranks.rank == 0 and code == ExitCode.USAGE and not resume and not launched:
-                run_folder.discard(folder)
+                run_folder.write_exit(folder, code=ExitCode.FAILED, steps=None, reason=f"rank 0: {error!r}")
+            raise
         _leave(ranks, code)
+    return code
+
+
+def _known_folder(out: Path | None) -> Path:
+    """The run folder before the ranks have met. Raises: UsageError if only their meeting will tell."""
+    known = os.environ.get(run_folder.FOLDER_VARIABLE) or out
+    if known is None:
+        raise UsageError(
+            "profiler.flight_recorder = true: under torchrun it must know the run folder before the ranks meet; "
+            "give it with --out"
+        )
+    return Path(known).resolve()
+
+
+def _refused(error: Exception, ranks: Ranks, folder: Path, *, resume: bool) -> int:
+    """Say why the run cannot be, and take back a folder in which nothing has happened."""
+    code = ExitCode.CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.USAGE
+    if ranks.rank == 0:
+        run_folder.write_exit(folder, code=code, steps=None, reason=str(error))
+        print(f"error: {error}", file=sys.stderr)
+        # The launcher of several ranks has still to read exit.json; it takes the folder back itself.
+        launched = ranks.num_ranks > 1 and run_folder.FOLDER_VARIABLE in os.environ
+        if code == ExitCode.USAGE and not resume and not launched:
+            run_folder.discard(folder)
     return code
 
 
@@ -70,7 +91,8 @@ def _agree_on_folder(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool
     if ranks.rank == 0:
         folder = out or run_folder.default_name(plan.recipe)
         try:
-            run_folder.create(folder, plan.recipe, command=command, resume=resume)
+            said = run_folder.create(folder, plan.recipe, command=command, resume=resume)
+            print(*plan.summary(), f"folder      {folder}", *said, sep="\n", flush=True)
             answer = [str(folder), None]
         except (UsageError, CheckpointError) as error:
             answer = [None, error]

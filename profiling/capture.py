@@ -107,6 +107,7 @@ def nsight_window(*, first: int, last: int) -> Generator[Tick]:
         nonlocal done
         done += 1
         if done == first - 1:
+            torch.cuda.synchronize()  # or the window would begin with kernels of the steps before
             runtime.cudaProfilerStart()
         if done == last:
             torch.cuda.synchronize()
@@ -114,7 +115,11 @@ def nsight_window(*, first: int, last: int) -> Generator[Tick]:
 
     if first == 1:
         runtime.cudaProfilerStart()
-    yield tick
+    try:
+        yield tick
+    finally:
+        if first - 1 <= done < last:  # the run has ended inside the window
+            runtime.cudaProfilerStop()
 
 
 @contextmanager
@@ -149,7 +154,7 @@ def keep_collectives(folder: Path) -> None:
 
 
 @contextmanager
-def collectives_of_a_failure(folder: Path, *, rank: int) -> Generator[None]:
+def collectives_of_a_failure(folder: Path, *, rank: int, nccl: bool = False) -> Generator[None]:
     """Leave the kept collectives of a rank that fails as `rank-<r>.json`; gloo has no watchdog that would do it."""
     import torch
 
@@ -158,6 +163,8 @@ def collectives_of_a_failure(folder: Path, *, rank: int) -> Generator[None]:
         yield
     except Exception:
         c10d: Any = torch._C._distributed_c10d  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-        record = c10d._dump_fr_trace_json(includeCollectives=True, onlyActive=False)
+        # NCCL keeps a recorder of its own.
+        dump = c10d._dump_nccl_trace_json if nccl else c10d._dump_fr_trace_json
+        record = dump(includeCollectives=True, onlyActive=False)
         publish(folder / f"rank-{rank}.json", lambda partial: partial.write_bytes(record))
         raise

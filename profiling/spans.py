@@ -19,7 +19,7 @@ class Span(StrEnum):
     FORWARD = f"{PREFIX}forward"
     """Forward pass and loss of one microbatch."""
     BACKWARD = f"{PREFIX}backward"
-    """Backward pass of one microbatch; contains `GRADIENT_SYNC` on the last one."""
+    """Backward pass of one microbatch; ends with its `GRADIENT_SYNC`."""
     GRADIENT_SYNC = f"{PREFIX}gradient_sync"
     """What remains of the gradient reduction after the last gradient was computed: its exposed part on the host."""
     CLIP = f"{PREFIX}clip"

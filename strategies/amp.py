@@ -80,6 +80,13 @@ def _dynamic_scaling(amp: Amp, run: Run) -> LossScaling:
         scaler.step(optimizer)
         scaler.update()
 
-    return LossScaling(
-        scale=scale, unscale=scaler.unscale_, step=step, state=scaler.state_dict, restore=scaler.load_state_dict
-    )
+    # The rest of the scaler's state are settings, and settings come from the recipe.
+    kept = ("scale", "_growth_tracker")
+
+    def state() -> dict[str, float]:
+        return {key: scaler.state_dict()[key] for key in kept}
+
+    def restore(state: dict[str, float]) -> None:
+        scaler.load_state_dict(scaler.state_dict() | {key: state[key] for key in kept})
+
+    return LossScaling(scale=scale, unscale=scaler.unscale_, step=step, state=state, restore=restore)

@@ -131,6 +131,8 @@ class Program:
     """Entered around each forward pass (AMP)."""
     before_microbatch: "Callable[[bool], AbstractContextManager[Any]]" = _no_context
     """Entered around forward and backward of each microbatch, told whether gradients are to be reduced now."""
+    after_evaluation: Callable[[], None] = field(default=lambda: None)
+    """Called when forward passes were done that no backward follows."""
     gradient_divisor: int = 1
     """By what the gradient reduction divides the sum over ranks; the loss is multiplied by it."""
     loss_scaling: LossScaling = LossScaling()

@@ -12,7 +12,7 @@ Source: Pascanu et al. 2013, arXiv:1211.5063.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .base import Owns, Program, Run
 from .limits import PositiveFloat
@@ -27,8 +27,8 @@ class Clip:
 
     max_norm: PositiveFloat = 1.0
     """Largest norm that passes unchanged."""
-    norm_type: PositiveFloat = 2.0
-    """p of the p-norm; inf for the largest element."""
+    norm_type: Literal[2, "inf"] = 2
+    """The Euclidean norm, or the largest element."""
 
     conflicts: ClassVar[Mapping[str, str]] = {}
 
@@ -45,8 +45,10 @@ class Clip:
         """Replace the mere measuring of the norm by clipping."""
         from torch.nn.utils import clip_grad_norm_
 
+        norm_type = float(self.norm_type)
+
         def clip_gradients(parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor":
-            return clip_grad_norm_(parameters, self.max_norm, norm_type=self.norm_type)
+            return clip_grad_norm_(parameters, self.max_norm, norm_type=norm_type)
 
         return replace(program, clip_gradients=clip_gradients)
 

@@ -53,8 +53,14 @@ class Compile:
             yield f"mode = {self.mode!r}: has no effect with backend = {self.backend!r}; remove one of the two"
         if self.mode == "reduce-overhead" and run.device_type == "cpu":
             yield "mode = 'reduce-overhead': has no effect without a GPU, for it means CUDA graphs; use 'default'"
-        if self.mode in ("reduce-overhead", "max-autotune") and run.device_type == "cuda" and "ac" in run.active:
-            yield f"mode = {self.mode!r}: its CUDA graphs and strategies.ac collide; use 'max-autotune-no-cudagraphs'"
+        if self.mode in ("reduce-overhead", "max-autotune") and run.device_type == "cuda":
+            # ac replays inside a graph, accumulation keeps a graph's outputs over its next replay, and fsdp2 gives the
+            # parameters a new address in every step.
+            for name in sorted({"ac", "accumulation", "fsdp2"} & run.active):
+                yield (
+                    f"mode = {self.mode!r}: its CUDA graphs and strategies.{name} collide; "
+                    f"use 'max-autotune-no-cudagraphs'"
+                )
 
     def apply(self, program: Program, run: Run) -> Program:
         """Mark modules for compilation at their first call; nothing is traced yet."""

@@ -25,8 +25,8 @@ from .mesh import Axis
 class DDP:
     """Replicates the model over `mesh.dp_replicate`."""
 
-    bucket_mib: PositiveInt = 25
-    """Size of a gradient bucket: smaller starts earlier, larger uses the link better."""
+    bucket_mib: PositiveInt | None = None
+    """Size of a gradient bucket (25): smaller starts earlier, larger uses the link better."""
     gradient_as_bucket_view: bool = True
     """Gradients live in the buckets: one copy and one gradient's memory less."""
     static_graph: bool = False
@@ -47,6 +47,13 @@ class DDP:
         """Refuse what DistributedDataParallel refuses later, or ignores."""
         if self.static_graph and self.find_unused_parameters:
             yield "find_unused_parameters = true: has no effect beside static_graph = true; keep one of the two"
+        if self.static_graph and "accumulation" in run.active:
+            yield (
+                "static_graph = true: DistributedDataParallel fails when its first backward pass reduces nothing, as "
+                "with strategies.accumulation; remove one of the two"
+            )
+        if self.bucket_mib is not None and not self.overlap:
+            yield "bucket_mib: has no effect with overlap = false, which is one bucket; remove one of the two"
 
     def apply(self, program: Program, run: Run) -> Program:
         """Wrap the model; the weights must exist by now, for the ranks compare them."""
@@ -56,7 +63,7 @@ class DDP:
         assert run.device is not None, "ddp needs the device"
         materialise(program, run)
         # One bucket larger than any model reduces after the last gradient: what overlap = false means.
-        bucket_mib = self.bucket_mib if self.overlap else 1 << 20
+        bucket_mib = (self.bucket_mib or 25) if self.overlap else 1 << 20
         model = DistributedDataParallel(
             program.model,
             device_ids=[run.device] if run.device_type == "cuda" else None,

@@ -55,6 +55,9 @@ class FSDP2:
         if self.prefetch >= max(len(run.facts.blocks), 1) and run.facts.blocks:
             yield f"prefetch = {self.prefetch}: the model has {len(run.facts.blocks)} blocks; use fewer"
 
+        if not self.reduce_every_microbatch and "accumulation" not in run.active:
+            yield "reduce_every_microbatch = false: has no effect without strategies.accumulation; remove it"
+
     def apply(self, program: Program, run: Run) -> Program:
         """Shard block by block, then the units outside, then the root; the weights may still be on meta."""
         import torch
@@ -75,15 +78,16 @@ class FSDP2:
             # The last unit is needed again as soon as backward begins: freeing it would only gather it twice.
             reshard = self.reshard_after_forward and unit != program.facts.units[-1]
             fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-        fully_shard(model, mesh=mesh, mp_policy=root_policy, reshard_after_forward=self.reshard_after_forward)
+        # What the root holds itself, a tied embedding, is needed from the first moment to the last.
+        fully_shard(model, mesh=mesh, mp_policy=root_policy, reshard_after_forward=False)
         _prefetch([_sharded(block) for block in blocks], self.prefetch)
         root = _sharded(model)
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                # The loss is divided by the global number of tokens, so gradients are summed, not averaged; plain SUM,
-                # because gloo has no PREMUL_SUM.
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)
+        sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in sharded:
+            # The loss is divided by the global number of tokens, so gradients are summed, not averaged; plain SUM,
+            # because gloo has no PREMUL_SUM.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
         reduce_always = self.reduce_every_microbatch
 
         def before_microbatch(is_last: bool) -> AbstractContextManager[Any]:
@@ -92,7 +96,11 @@ class FSDP2:
                 root.set_requires_gradient_sync(is_last)
             return nullcontext()
 
-        return replace(program, before_microbatch=before_microbatch)
+        def free_unsharded() -> None:
+            for module in sharded:
+                module.reshard()
+
+        return replace(program, before_microbatch=before_microbatch, after_evaluation=free_unsharded)
 
 
 def _sharded(module: Any) -> "FSDPModule":

@@ -44,6 +44,7 @@ def evaluate(
             loss = program.loss(program.model(batch.inputs), batch).detach().double()
             counted = torch.stack([loss, (batch.labels != -100).sum().to(loss)])
             sums = counted if sums is None else sums + counted
+    program.after_evaluation()
     assert sums is not None, "an evaluation needs at least one microbatch"
     loss_sum, num_tokens = reduce(sums).tolist()
     return (loss_sum / num_tokens if num_tokens else float("nan")), int(num_tokens)

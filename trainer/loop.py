@@ -32,7 +32,7 @@ class Feed(Protocol):
         ...
 
     def run_ahead(self, mark: Marker) -> None:
-        """Start on the next step's data, if that is ever of use; called when this step's backward is queued."""
+        """Start on the next step's data, where that helps; called when this step is queued on the device."""
         ...
 
 
@@ -78,7 +78,8 @@ def train(
     `base_rates` are the learning rates of the optimizer's groups, before the schedule. `wants_norm(step)` says whether
     somebody will look at the gradient norm of a step, so that the others need not compute it.
     """
-    parameters = list(program.model.parameters())
+    # Those that the optimizer was made with: after a forward pass without backward, a sharded model shows others.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     groups = list(zip(optimizer.param_groups, base_rates, strict=True))
     scaling, divisor = program.loss_scaling, program.gradient_divisor
     rate_now: float | None = None
@@ -89,7 +90,6 @@ def train(
         with mark(Span.HOST_TO_DEVICE):
             microbatches, num_tokens = feed.to_device(host_batches)
         loss_sum = program.forward_backward(program, microbatches, divisor / num_tokens, mark)
-        feed.run_ahead(mark)
         with mark(Span.CLIP):
             scaling.unscale(optimizer)
             grad_norm = program.clip_gradients(parameters, want_norm=wants_norm(done))
@@ -101,6 +101,7 @@ def train(
                     group["lr"] = base * rate
             scaling.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
+        feed.run_ahead(mark)
         result = StepResult(done, loss_sum, num_tokens, grad_norm, rate * base_rates[0])
         stop = False
         for watcher in watchers:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from ..profiling.capture import publish
 from .loop import StepResult
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Dense BF16 peak in FLOP/s by the device's name, most specific first. Source: NVIDIA and AMD data sheets.
 _PEAKS = (
     ("B200", 2250e12),
+    ("H200 NVL", 835e12),
     ("H200", 989.4e12),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -33,8 +35,12 @@ _PEAKS = (
     ("L4", 121e12),
     ("A10G", 70e12),
     ("MI300X", 1307e12),
-    ("MI250X", 383e12),
+    ("MI250X", 191.5e12),  # of one of its two dies, which is what torch sees
 )
+
+
+STOP_WITHIN_S = 5.0
+"""About how long a run of several ranks takes to agree that it was asked to stop, when steps are short."""
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -112,6 +118,8 @@ class Meter:
     _last_s: float = field(default=0.0, init=False)
     _last_step: int = field(default=0, init=False)
     _last_wait_s: float = field(default=0.0, init=False)
+    _ask_every: int = field(default=1 << 62, init=False)
+    """Steps between questions; follows from a sum over the ranks, so it is the same on all of them."""
 
     def start(self) -> None:
         """Begin to measure; called right before the first step."""
@@ -127,15 +135,12 @@ class Meter:
 
         The wish to stop rides on the reduction of the loss, so that asking costs no collective of its own.
         """
-        import torch
-
-        # The one place where the host waits for the device.
-        total, stops = float(result.loss_sum), float(self.stop_requested())
-        if self.num_ranks > 1:
-            told = torch.tensor([total, stops], dtype=torch.float64, device=self.device)
-            total, stops = self.reduce(told).tolist()
-        now = time.perf_counter()
         steps = max(1, result.step - self._last_step)
+        loss_sum = float(result.loss_sum)  # the one place where the host waits for the device
+        step_s = (time.perf_counter() - self._last_s) / steps
+        total, stops, step_s = self._sum(loss_sum, float(self.stop_requested()), step_s)
+        self._ask_every = max(1, round(STOP_WITHIN_S * self.num_ranks / max(step_s, 1e-9)))
+        now = time.perf_counter()
         interval = max(now - self._last_s, 1e-9)
         waited = self.waited_s()
         rate = steps * self.tokens_per_step / interval
@@ -159,6 +164,22 @@ class Meter:
         self._last_s, self._last_step, self._last_wait_s = now, result.step, waited
         return stops > 0
 
+    def ask(self, result: StepResult) -> bool:
+        """Whether some rank was asked to stop; for the steps between the logged ones, every few seconds of them."""
+        if self.num_ranks == 1:
+            return self.stop_requested()
+        if result.step % self._ask_every:
+            return False
+        return self._sum(float(self.stop_requested()))[0] > 0
+
+    def _sum(self, *values: float) -> list[float]:
+        """Sums over all ranks."""
+        if self.num_ranks == 1:
+            return list(values)
+        import torch
+
+        return self.reduce(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
     def _memory_gib(self) -> float:
         if self.device.type == "cuda":
             import torch
@@ -179,6 +200,14 @@ class MetricsFile:
 
     path: Path
     _file: IO[str] | None = field(default=None, init=False)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines beyond `step`: the run continues from there and will write them again."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        publish(self.path, lambda partial: partial.write_text("".join(kept)))
 
     def write(self, record: object) -> None:
         """Append a dataclass as one line; non-finite numbers become strings, for JSON has none."""

@@ -27,7 +27,7 @@ class FilesCorpus:
     column: str = "text"
     """The column that holds the text (jsonl, parquet)."""
     held_out: Annotated[float, Above(0), Below(1)] = 0.05
-    """Part of the documents that is only evaluated on, chosen by a hash of their text."""
+    """Part of the documents that is only evaluated on, chosen by a hash of their text; of a lone file its end."""
 
     def problems(self) -> Iterator[str]:
         """Paths that match nothing, and a library that is not there."""
@@ -100,10 +100,19 @@ class LoaderConfig:
     """Keep the workers between passes (true with workers)."""
     pin_memory: bool | None = None
     """Page-locked host memory, which asynchronous copies need (true on CUDA)."""
-    non_blocking: bool = True
-    """Copies do not wait for the device."""
-    device_prefetch: bool = True
-    """Copy the next step's batch on a stream of its own while this one computes (CUDA)."""
+    non_blocking: bool | None = None
+    """Copies do not wait for the device (true; CUDA)."""
+    device_prefetch: bool | None = None
+    """Copy the next step's batch on a stream of its own while this one computes (true; CUDA)."""
+
+    def run_problems(self, *, device_type: str, synthetic: bool) -> Iterator[str]:
+        """What has nothing to act on in this run."""
+        if synthetic and self.num_workers:
+            yield f"loader.num_workers = {self.num_workers}: data.synthetic has nothing to load; remove it"
+        for key in ("pin_memory", "non_blocking", "device_prefetch"):
+            if getattr(self, key) is not None and (synthetic or device_type == "cpu"):
+                why = "data.synthetic is on the device already" if synthetic else "there is no GPU"
+                yield f"loader.{key}: has no effect, for {why}; remove it"
 
     def problems(self) -> Iterator[str]:
         """Worker settings without workers."""

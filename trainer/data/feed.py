@@ -1,5 +1,7 @@
 """From a source to the device: the loader, and the copies that run ahead of the step."""
 
+import gc
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _as_a_worker(worker: int) -> None:
+    """Undo what a forked worker has from its rank: the rank stops after a whole step, a worker when it is told to.
+
+    The loaders' `generator` has the same reason: drawing a seed from torch's own would move the rank's random state.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.enable()
 
 
 class _Batches(torch.utils.data.Dataset[Batch]):
@@ -51,6 +63,8 @@ def host_batches(source: Source, share: Share, loader: LoaderConfig, *, first_st
         persistent_workers=loader.persistent_workers is not False,
         pin_memory=pin,
         collate_fn=_as_is,
+        worker_init_fn=_as_a_worker,
+        generator=torch.Generator().manual_seed(share.seed),
     )
     return iter(data_loader)
 
@@ -180,6 +194,8 @@ def held_out_batches(
             prefetch_factor=loader.prefetch_factor or 2,
             persistent_workers=loader.persistent_workers is not False,
             collate_fn=_as_is,
+            worker_init_fn=_as_a_worker,
+            generator=torch.Generator().manual_seed(share.seed),
         )
         if loader.num_workers
         else None

@@ -76,7 +76,10 @@ class SyntheticSource:
 
     def __getitems__(self, indices: "Tensor | Sequence[int]") -> Batch:
         """Gather on the device."""
-        windows = self.tokens.index_select(0, torch.as_tensor(indices, device=self.tokens.device))
+        rows = torch.as_tensor(indices)
+        if self.tokens.is_cuda:  # from pageable memory the copy would wait for the device, in every step
+            rows = rows.pin_memory().to(self.tokens.device, non_blocking=True)
+        windows = self.tokens.index_select(0, rows)
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
 

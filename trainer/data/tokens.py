@@ -151,9 +151,7 @@ def _build(folder: Path, documents: Iterable[Document], held_out: float) -> None
             partial_folder.mkdir()
             with (partial_folder / "train.u8").open("wb") as train, (partial_folder / "held_out.u8").open("wb") as held:
                 _write(documents, train, held, held_out)
-            for split in SPLITS:
-                if (partial_folder / f"{split}.u8").stat().st_size == 0:
-                    raise DataError(f"data: the {split} part is empty; give more documents or another held_out")
+            _share_out(partial_folder / "train.u8", partial_folder / "held_out.u8", held_out)
             try:
                 partial_folder.rename(folder)
             except OSError:
@@ -164,6 +162,25 @@ def _build(folder: Path, documents: Iterable[Document], held_out: float) -> None
             f"{folder.parent}: the corpus cache cannot be written ({error.strerror}); "
             f"set STEPLADDER_CACHE to a folder that can"
         ) from error
+
+
+def _share_out(train: Path, held: Path, part: float) -> None:
+    """Where all documents fell into one split, a single file say, hold out its last bytes instead.
+
+    Raises: DataError if there are none.
+    """
+    if not train.stat().st_size:
+        held.replace(train)
+        held.touch()
+    if not held.stat().st_size:
+        size = train.stat().st_size
+        if size < 2:
+            raise DataError("data: there is no text in it; give documents that are not empty")
+        keep = min(max(1, int(size * (1 - part))), size - 1)
+        with train.open("r+b") as file:
+            file.seek(keep)
+            held.write_bytes(file.read())
+            file.truncate(keep)
 
 
 def _write(documents: Iterable[Document], train: BinaryIO, held: BinaryIO, part: float) -> None:

@@ -57,7 +57,7 @@ class Attention(nn.Module):
         v = self.value(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if self.kv_heads != self.num_heads:
-            # Expanded here rather than by enable_gqa, which leaves the fused CPU kernel; CUDA kernels read the same.
+            # Expanded here rather than by enable_gqa, which has no fused kernel on the CPU, nor in float32 on CUDA.
             groups = self.num_heads // self.kv_heads
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         out_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -138,10 +138,25 @@ def test_a_wrong_column_names_those_that_are_there(tmp_path: Path) -> None:
         open_corpus(FilesCorpus(paths=config.paths, format="jsonl", column="id"))
 
 
-def test_an_empty_split_is_a_sentence_and_nothing_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the held_out part is empty"):
-        open_corpus(FilesCorpus(paths=write(tmp_path / "t", "text", ["one"]).paths, held_out=1e-9))
-    assert not list((tmp_path / "cache").iterdir())
+def test_no_text_at_all_is_a_sentence_and_nothing_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match="there is no text in it"):
+        open_corpus(FilesCorpus(paths=(str(tmp_path / "empty.txt"),)))
+    assert not list(cache_folder().glob("corpus-*"))
+
+
+@pytest.mark.parametrize("held_out", [1e-9, 0.25, 1 - 1e-9])
+def test_a_lone_file_is_cut_at_its_end(tmp_path: Path, held_out: float) -> None:
+    text = "".join(f"{i} " for i in range(1000))
+    (tmp_path / "lone.txt").write_text(text)
+
+    corpus = open_corpus(FilesCorpus(paths=(str(tmp_path / "lone.txt"),), held_out=held_out))
+
+    train, held = (bytes(corpus.tokens(split).tolist()) for split in ("train", "held_out"))
+    assert train + held == text.encode() + b"\x00"
+    assert abs(len(train) - (len(text) + 1) * (1 - held_out)) <= 1
+    assert train
+    assert held
 
 
 def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
