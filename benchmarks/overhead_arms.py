@@ -1,22 +1,22 @@
-"""One arm of `overhead.py`: trains one workload with one framework and prints what it took, as JSON on the last line.
+"""One arm of `overhead.py`: trains one workload with one framework, a turn at a time.
 
-All arms train the same model on the same samples with the same optimizer and clipping. They differ in who runs the loop.
-The driver starts this file once for every rank, with torchrun's environment variables.
+All arms train the same model on the same samples with the same optimizer and clipping; they differ in who runs the
+loop. The driver starts this file once for every rank, with torchrun's environment variables. Without turns it is a
+plain script that trains for `--steps`.
 """
 
 import argparse
 import json
 import os
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import torch.nn.functional as F
+from overhead_turns import Turns
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -31,14 +31,14 @@ class Samples(Dataset[Any]):
 
     inputs: Tensor
     labels: Tensor
-    starts_ns: list[int] = field(default_factory=list)
+    step_begins: Callable[[], None]
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitems__(self, indices: "Sequence[int] | Tensor") -> tuple[Tensor, Tensor]:
         """A batch from its indices; torch's DataLoader calls this with the list that its sampler drew."""
-        self.starts_ns.append(time.perf_counter_ns())
+        self.step_begins()
         rows = torch.as_tensor(indices)
         return self.inputs[rows], self.labels[rows]
 
@@ -49,7 +49,6 @@ class Task:
 
     workload: str
     batch_size: int
-    num_steps: int
     rank: int
     num_ranks: int
     samples: Samples
@@ -57,14 +56,19 @@ class Task:
     """Folder for what an arm may write."""
     log: TextIO
     """Where the loops that log by hand write."""
+    borrowed_s: float = 0.0
+    """Time for the import of stepladder's decoder, which a script with a model of its own would not spend."""
 
     def model(self) -> nn.Module:
         """The workload's model, with torch's own initial weights."""
         torch.manual_seed(0)
         if self.workload == "mlp":
             return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        begun = time.perf_counter()
         from stepladder.trainer.models.config import DecoderConfig
+        from stepladder.trainer.models.decoder import Decoder  # noqa: F401  (`build` imports it)
 
+        self.borrowed_s = time.perf_counter() - begun
         return DecoderConfig(dim=256, num_layers=4, num_heads=4, ffn_dim=704, vocab_size=256).build()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -74,11 +78,11 @@ class Task:
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
 
     def loader(self) -> "DataLoader[Any]":
-        """torch's DataLoader as frameworks are handed it: shuffled, its shares left to them."""
+        """A DataLoader as frameworks are handed it: shuffled, its shares left to them."""
         return DataLoader(self.samples, batch_size=self.batch_size, shuffle=True, collate_fn=_as_is)
 
     def report(self, step: int, loss: Tensor) -> None:
-        """Log a loss in the first step and in every tenth."""
+        """Log the loss in the first step and in every tenth."""
         if step % LOG_EVERY == 0 or step == 1:
             print(f"step {step} loss {loss.item():.4f}", file=self.log, flush=True)
 
@@ -96,7 +100,8 @@ def bare(task: Task) -> None:
     """A hand-written loop that gathers its batches itself."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(task.samples), generator=generator)[task.rank :: task.num_ranks]
-    _by_hand(task, (task.samples.__getitems__(rows) for rows in order.split(task.batch_size)))
+    starts = range(0, len(order), task.batch_size)
+    _by_hand(task, (task.samples.__getitems__(order[at : at + task.batch_size]) for at in starts))
 
 
 def bare_loader(task: Task) -> None:
@@ -124,21 +129,11 @@ def _by_hand(task: Task, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
 
 
 def stepladder(task: Task) -> None:
-    """The real loop with what the worker puts around it."""
-    from overhead_stepladder import as_source, train_decoder, train_mlp
+    """A whole worker, loop and all."""
+    from overhead_stepladder import train
 
-    source = as_source(task.samples)
-    if task.workload == "decoder":
-        train_decoder(source, ranks=task.num_ranks, num_steps=task.num_steps, out=task.out)
-        return
-    train_mlp(
-        task.model(),
-        source,
-        ranks=task.num_ranks,
-        batch_size=task.batch_size,
-        num_steps=task.num_steps,
-        out=task.out,
-    )
+    mlp = task.model() if task.workload == "mlp" else None
+    train(task.samples, mlp=mlp, batch_size=task.batch_size, num_ranks=task.num_ranks, folder=task.out)
 
 
 def accelerate(task: Task) -> None:
@@ -226,69 +221,51 @@ ARMS: dict[str, Callable[[Task], None]] = {
 }
 
 
-def make_samples(workload: str, num_samples: int) -> tuple[Samples, int]:
+def make_samples(workload: str, num_steps: int, step_begins: Callable[[], None]) -> tuple[Samples, int]:
     """Random samples and the batch size: 64 numbers and one of 10 classes, or 256 bytes and their successors."""
     generator = torch.Generator().manual_seed(0)
     if workload == "mlp":
-        inputs = torch.randn(num_samples * 32, 64, generator=generator)
-        return Samples(inputs, torch.randint(10, (len(inputs),), generator=generator)), 32
-    tokens = torch.randint(256, (num_samples * 8, 257), generator=generator)
-    return Samples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()), 8
+        inputs = torch.randn(num_steps * 32, 64, generator=generator)
+        return Samples(inputs, torch.randint(10, (len(inputs),), generator=generator), step_begins), 32
+    tokens = torch.randint(256, (num_steps * 8, 257), generator=generator)
+    return Samples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), step_begins), 8
 
 
 def main() -> None:
-    """Train one epoch of exactly the steps that are wanted; rank 0 prints the result."""
+    """Train one epoch of `--steps` steps, or until the driver has had all its turns."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("workload", choices=("mlp", "decoder"))
-    parser.add_argument("--warmup", type=int, default=0, help="steps before the measured ones")
-    parser.add_argument("--steps", type=int, required=True, help="measured steps")
-    parser.add_argument("--block", type=int, default=1, help="steps that are timed together")
-    parser.add_argument("--started", type=float, default=time.time(), help="time.time() at which this was started")
-    parser.add_argument("--out", type=Path, required=True, help="folder for what an arm may write")
-    parser.add_argument("--log", default=os.devnull, help="file for the log lines of the hand-written loops")
+    parser.add_argument("--steps", type=int, required=True, help="steps for which there are samples")
+    parser.add_argument("--turns", type=json.loads, help="when to stop and wait, as JSON: the fields of Turns")
+    parser.add_argument("--started", type=float, default=0.0, help="time.time() at which this was started")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for what an arm may write")
+    parser.add_argument("--loss-file", default=os.devnull, help="file for the log lines of the hand-written loops")
     options = parser.parse_args()
+    turns = Turns(**options.turns) if options.turns else None
     rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    num_steps = options.warmup + options.steps + 1  # the beginning of one more ends the last measured one
-    samples, batch_size = make_samples(options.workload, num_steps * num_ranks)
+    samples, batch_size = make_samples(
+        options.workload, options.steps * num_ranks, turns.step_begins if turns else lambda: None
+    )
     task = Task(
         workload=options.workload,
         batch_size=batch_size,
-        num_steps=num_steps,
         rank=rank,
         num_ranks=num_ranks,
         samples=samples,
         out=options.out,
-        log=open(options.log if rank == 0 else os.devnull, "w"),  # noqa: SIM115  (open to the end)
+        log=open(options.loss_file if rank == 0 else os.devnull, "w"),  # noqa: SIM115  (open to the end)
     )
-    first_steps: list[float] = []
 
     def first_step_done(*about: Any) -> None:
-        first_steps.append(time.time())
         hook.remove()
+        if turns:
+            turns.about["start_s"] = time.time() - options.started
 
     hook = register_optimizer_step_post_hook(first_step_done)
     ARMS[options.arm](task)
     if rank == 0:
-        starts = samples.starts_ns[options.warmup : num_steps]
-        print(
-            json.dumps(
-                {
-                    "step_us": statistics.median(_intervals_us(starts, options.block)),
-                    "plain_us": statistics.median(_intervals_us(starts, 1)),
-                    "start_s": first_steps[0] - options.started,
-                    "steps": len(starts) - 1,
-                }
-            )
-        )
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads sometimes abort while the interpreter tears them down
-
-
-def _intervals_us(starts_ns: Sequence[int], block: int) -> list[float]:
-    """Time of a step in microseconds, from each `block` consecutive ones."""
-    marks = starts_ns[::block]
-    return [(after - before) / block / 1000 for before, after in zip(marks, marks[1:], strict=False)]
+        print(json.dumps({"borrowed_s": task.borrowed_s}), flush=True)
 
 
 if __name__ == "__main__":
