@@ -95,8 +95,6 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
     if options.resume and options.out is None:
         raise UsageError("--resume: continue which run? give its folder with --out")
-    if options.ranks is not None and options.ranks < 1:
-        raise UsageError(f"--ranks {options.ranks}: a run needs at least 1 rank")
     ranks = Ranks.from_environment()
     stop = StopRequest(alone=ranks is not None and ranks.num_ranks == 1)
     if ranks is not None:
@@ -145,6 +143,8 @@ def _plan(options: argparse.Namespace, *, num_ranks: int | None, started: bool) 
     def plan(recipe: "Recipe") -> "Plan":
         return make_plan(recipe, num_gpus=count_gpus(), num_ranks=num_ranks, started=started)
 
+    if options.ranks is not None and options.ranks < 1:
+        raise UsageError(f"--ranks {options.ranks}: a run needs at least 1 rank")
     try:
         recipe = recipes.read(options.recipe, options.overrides)
     except RecipeError as error:

@@ -30,14 +30,21 @@ class Ranks:
         """What torchrun says, or None when this process was not started as a worker."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return None
-        return Ranks(
-            rank=int(os.environ["RANK"]),
-            local_rank=int(os.environ.get("LOCAL_RANK", os.environ["RANK"])),
-            num_ranks=int(os.environ["WORLD_SIZE"]),
-        )
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        given = {name: os.environ.get(name, os.environ["RANK"]) for name in names}
+        said = ", ".join(f"{name} = {value}" for name, value in given.items())
+        try:
+            rank, local_rank, num_ranks = (int(value) for value in given.values())
+        except ValueError:
+            rank, local_rank, num_ranks = -1, -1, 0
+        if not (0 <= local_rank <= rank < num_ranks):
+            raise UsageError(f"environment {said}: no rank of a run; unset them, or start the ranks with torchrun")
+        if num_ranks > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise UsageError(f"environment {said}: without MASTER_ADDR and MASTER_PORT; start the ranks with torchrun")
+        return Ranks(rank=rank, local_rank=local_rank, num_ranks=num_ranks)
 
 
-STOPPING = "stopping after the next logged step; once more ends the run at once"
+STOPPING = "stopping after the next steps; once more ends the run at once"
 
 
 class StopRequest:

@@ -22,7 +22,7 @@ class Problems:
 
     def add(self, path: str, said: str) -> None:
         """Note a problem of the value at `path`; `said` continues the path, from `: ` or ` = ` on."""
-        origin = self.origins.get(path)
+        origin = self.origins.get(path) or (self.origins.get("") if said.startswith(": missing") else None)
         self.sentences.append(f"{origin + ': ' if origin else ''}{path}{said}")
         self.doubtful.add(path)
 
@@ -57,7 +57,8 @@ def read_table(kind: type[Any], table: Mapping[str, Any], path: str, problems: P
     except TypeError:  # a required key is missing or was refused
         return None
     for problem in made.problems() if hasattr(made, "problems") else ():
-        problems.add(f"{path}.{problem.split(':')[0].split(' ')[0]}", _rest(problem))
+        key = problem.split(":")[0].split(" ")[0]
+        problems.add(f"{path}.{key}" if path else key, _rest(problem))
     return made
 
 
@@ -104,7 +105,7 @@ def _scalar(hint: Any, value: Any) -> tuple[Any, str]:
         return None, f"one of {', '.join(repr(choice) for choice in choices)}{hint_text}"
     if origin is tuple:
         if not isinstance(value, list):
-            return None, f"a {type_name(hint)}, in brackets"
+            return None, "a list, in brackets"
         item, _ = _unwrap(typing.get_args(hint)[0])
         read = [_scalar(item, each) for each in typing.cast(list[Any], value)]
         wrong = next((said for _, said in read if said), "")
@@ -112,6 +113,8 @@ def _scalar(hint: Any, value: Any) -> tuple[Any, str]:
     if hint is float and type(value) in (int, float):
         number = _as_float(value)
         return (number, "") if math.isfinite(number) else (None, "a finite number")
+    if hint is int and type(value) is int and abs(value) >= 2**63:
+        return None, "a whole number of at most 64 bits"
     names = {int: "a whole number", float: "a number", str: "a string, in quotes", bool: "true or false"}
     if type(value) is hint:
         return value, ""

@@ -29,23 +29,30 @@ def shipped() -> dict[str, Path]:
 
 def find(name: str) -> Path:
     """The file of a recipe, given as a path or as the name of a shipped one. Raises: UsageError."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    known = shipped()
-    if name in known:
-        return known[name]
-    if path.is_dir():
-        raise UsageError(f"{name}: is a folder; give a TOML file in it")
+    path, known = Path(name), shipped()
+    try:
+        if path.is_file():
+            return path
+        if name in known:
+            return known[name]
+        if name and path.exists():
+            raise UsageError(f"{name}: is {'a folder' if path.is_dir() else 'no plain file'}; give a TOML file")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name[:100]}: cannot be the name of a recipe ({_why(error)}); check it") from error
     close = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"shipped recipes are {', '.join(known)}"
     raise UsageError(f"{name}: no such recipe; {hint}")
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe with everything that it extends and the overrides. Raises: UsageError with every problem."""
     path = find(name)
     tree, origins = _load(path, seen=())
+    origins[""] = path.name  # of what stands nowhere
     for override in overrides:
         _override(tree, origins, override)
     return parse(tree, origins)
@@ -109,9 +116,13 @@ def _load(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[str, str]]:
     if not isinstance(base, str):
         raise UsageError(f"{path}: extends = {base!r}: must be a file name, in quotes")
     beside = path.parent / base
-    if not beside.is_file() and base not in shipped():
+    try:
+        found = beside.is_file()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: extends = {base[:100]!r}: cannot be a file name ({_why(error)})") from error
+    if not found and base not in shipped():
         raise UsageError(f"{path}: extends = {base!r}: no such file beside it and no shipped recipe of that name")
-    below, below_origins = _load(beside if beside.is_file() else shipped()[base], (*seen, resolved))
+    below, below_origins = _load(beside if found else shipped()[base], (*seen, resolved))
     return _merge(below, tree), below_origins | origins
 
 
@@ -132,7 +143,8 @@ def _override(tree: Tree, origins: dict[str, str], override: str) -> None:
     if not equals or not all(keys):
         raise UsageError(f"--set {override}: not of the form a.b=value; write for example --set run.num_steps=10")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
+        value = parsed["value"] if len(parsed) == 1 else text.strip()
     except (ValueError, RecursionError):
         value = text.strip()
     at = tree

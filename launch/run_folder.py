@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -52,12 +53,32 @@ def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool
             last_checkpoint(folder / "checkpoints")
             said = [f"changed since the run began: {line}" for line in diff(read(str(earlier)), recipe)]
         folder.mkdir(parents=True, exist_ok=True)
+        lock(folder)
         if not resume:
             record(folder, recipe, command=command)
         (folder / "exit.json").unlink(missing_ok=True)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            if not resume and not (folder / "metrics.jsonl").exists():
+                discard(folder, ours=False)
         raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
     return said
+
+
+def lock(folder: Path) -> int:
+    """Hold the folder for this process, and for what it turns into; returns the descriptor that holds it.
+
+    Raises: UsageError if another run is writing there.
+    """
+    held = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"--out {folder}: another run is writing there; wait for it, or choose another") from error
+    except OSError:
+        pass  # a file system without locks
+    os.set_inheritable(held, True)
+    return held
 
 
 def record(folder: Path, recipe: Recipe, *, command: Sequence[str]) -> None:
@@ -66,11 +87,14 @@ def record(folder: Path, recipe: Recipe, *, command: Sequence[str]) -> None:
     (folder / "environment.json").write_text(json.dumps(environment(recipe, command), indent=1) + "\n")
 
 
-def discard(folder: Path) -> None:
-    """Take back what `create` has made, for a run that turned out to be impossible; a folder with more in it stays."""
-    for name in (RESOLVED, "environment.json", "exit.json"):
+def discard(folder: Path, *, ours: bool) -> None:
+    """Take back what `create` has made, for a run that turned out to be impossible.
+
+    Empty folders go too if they are `ours`; one that the user has named stays.
+    """
+    for name in (RESOLVED, "environment.json", "exit.json", ".lock"):
         (folder / name).unlink(missing_ok=True)
-    for empty in (folder, folder.parent):
+    for empty in (folder, folder.parent) if ours else ():
         with contextlib.suppress(OSError):
             empty.rmdir()
 

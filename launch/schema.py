@@ -1,5 +1,7 @@
 """The recipe: every table and key that a TOML file may have."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -27,7 +29,7 @@ class RunConfig:
     """`auto` takes the GPUs if there are any."""
     cpu_ranks: PositiveInt = 1
     """Ranks that `stepladder run` starts where there is no GPU; with GPUs it starts one on each."""
-    threads_per_rank: PositiveInt | None = None
+    threads_per_rank: Annotated[int, AtLeast(1), Below(4097)] | None = None
     """Host threads of each rank; left out, the cores are shared among the local ranks."""
     deterministic: bool = False
     """Only deterministic kernels: bitwise repeatable, and slower."""
@@ -52,6 +54,14 @@ class Recipe:
     evaluation: EvaluationConfig | None = None
     checkpoint: CheckpointConfig | None = None
     profiler: ProfilerConfig | None = None
+
+    def problems(self) -> Iterator[str]:
+        """A name that is no name of a folder."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            yield (
+                f"name = {self.name[:100]!r}: begins the run folder's name; use up to 100 letters, digits, "
+                f"dots, dashes and underscores"
+            )
 
     @property
     def num_microbatches(self) -> int:

@@ -3,6 +3,7 @@
 Takes the recipe apart and hands each part its own table; nothing below this floor sees a recipe.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ from .console import Console
 from .errors import ExitCode
 from .plan import Plan
 from .ranks import Ranks, StopRequest, agree, barrier, sum_over_ranks
+from .recipe import flatten, resolved
 
 if TYPE_CHECKING:
     import torch
@@ -158,6 +160,8 @@ class Session:
             if self.ranks.rank == 0:
                 metrics.write(record)
                 console.say(log_line(record, num_steps))
+                if not math.isfinite(record.loss):
+                    console.say("warning: the loss is not finite; a lower learning rate or strategies.clip may help")
 
         return Meter(
             num_steps=num_steps,
@@ -220,6 +224,7 @@ class Session:
                 "seed": recipe.run.seed,
                 "data": source.fingerprint,
                 "tokens_per_step": self.plan.tokens_per_step,
+                **{f"model.{key}": value for key, value in flatten(resolved(recipe)["model"])},
             },
         )
 
@@ -227,7 +232,7 @@ class Session:
         config = self.plan.recipe.checkpoint
         assert config is not None, "called only with checkpoints"
         if path := checkpoints.save(step, config):
-            console.say(f"step {step}  checkpoint {path}")
+            console.say(f"step {step}  checkpoint {_shown(path)}")
 
     def _resume(self, checkpoints: Checkpoints) -> int:
         recipe, path = self.plan.recipe, last_checkpoint(checkpoints.folder)
@@ -255,5 +260,10 @@ class Session:
         reason = f"stopped by a signal after step {done}" if stopped else "done"
         if self.ranks.rank == 0:
             run_folder.write_exit(self.folder, code=code, steps=done, reason=reason)
-        console.say(f"{reason}: {done} of {recipe.run.num_steps} steps; {self.folder}")
+        console.say(f"{reason}: {done} of {recipe.run.num_steps} steps; {_shown(self.folder)}")
         return code
+
+
+def _shown(path: Path) -> str:
+    """A path as the user would write it: relative, where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -54,7 +54,7 @@ def start(plan: Plan, arguments: Sequence[str], *, out: Path | None, resume: boo
     asked = _wait(agent)
     code = _end(agent.returncode, asked, folder)
     if code == ExitCode.USAGE and not resume:
-        run_folder.discard(folder)
+        run_folder.discard(folder, ours=out is None)
     return code
 
 

@@ -13,6 +13,7 @@ from ..strategies.errors import StrategyError
 from ..trainer.checkpoint.errors import CheckpointError
 from . import run_folder
 from .errors import ExitCode, UsageError
+from .failures import explained
 from .plan import Plan
 from .ranks import Ranks, StopRequest, barrier, pick_device, process_group
 from .session import Session
@@ -35,11 +36,16 @@ def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: S
         try:
             code = session.run(resume=resume)
         except (CheckpointError, StrategyError) as error:  # on every rank alike
-            code = _refused(error, ranks, folder, resume=resume)
+            code = _refused(error, ranks, folder, out=out, resume=resume)
         except Exception as error:
+            known = explained(error)
             if ranks.rank == 0:
-                run_folder.write_exit(folder, code=ExitCode.FAILED, steps=None, reason=f"rank 0: {error!r}")
-            raise
+                reason = f"rank 0: {known or repr(error)}"
+                run_folder.write_exit(folder, code=ExitCode.FAILED, steps=None, reason=reason)
+            if known is None:
+                raise
+            print(f"error: rank {ranks.rank}: {known}", file=sys.stderr, flush=True)
+            os._exit(ExitCode.FAILED)  # the others may be waiting for this rank in a collective: no farewell
         _leave(ranks, code)
     return code
 
@@ -55,7 +61,7 @@ def _known_folder(out: Path | None) -> Path:
     return Path(known).resolve()
 
 
-def _refused(error: Exception, ranks: Ranks, folder: Path, *, resume: bool) -> int:
+def _refused(error: Exception, ranks: Ranks, folder: Path, *, out: Path | None, resume: bool) -> int:
     """Say why the run cannot be, and take back a folder in which nothing has happened."""
     code = ExitCode.CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.USAGE
     if ranks.rank == 0:
@@ -64,7 +70,7 @@ def _refused(error: Exception, ranks: Ranks, folder: Path, *, resume: bool) -> i
         # The launcher of several ranks has still to read exit.json; it takes the folder back itself.
         launched = ranks.num_ranks > 1 and run_folder.FOLDER_VARIABLE in os.environ
         if code == ExitCode.USAGE and not resume and not launched:
-            run_folder.discard(folder)
+            run_folder.discard(folder, ours=out is None)
     return code
 
 

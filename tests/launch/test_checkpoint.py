@@ -338,7 +338,11 @@ FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another number of ranks": (lambda s: s.update(num_ranks=2), "saved by 2 ranks, but 1 are running; start 2"),
     "a later format": (lambda s: s.update(format=2), "format 2, but this version reads 1; upgrade"),
     "no step": (lambda s: s.pop("step"), "state.json: cannot be read ('step')"),
-    "a step in words": (lambda s: s.update(step="seven"), "state.json: cannot be read"),
+    "a step in words": (lambda s: s.update(step="seven"), "step = 'seven' is not the folder's"),
+    "a negative step": (lambda s: s.update(step=-5), "step = -5 is not the folder's"),
+    "a true step": (lambda s: s.update(step=True), "step = True is not the folder's"),
+    "half a step": (lambda s: s.update(step=7.5), "step = 7.5 is not the folder's"),
+    "an endless step": (lambda s: s.update(step=float("inf")), "step = inf is not the folder's"),
     "an identity that is no table": (lambda s: s.update(identity=3), "state.json: cannot be read"),
 }
 

@@ -339,7 +339,7 @@ def test_a_run_that_is_asked_to_stop_does_so_after_a_whole_step(case: str, endle
 
     assert code == expected, said[-2000:]
     assert "Traceback" not in said
-    assert "stopping after the next logged step" in said
+    assert "stopping after the next steps" in said
     last = max(losses(run.folder))
     assert exit_of(run.folder) == {"code": expected, "steps": last, "reason": f"stopped by a signal after step {last}"}
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == [f"step-{last:06d}"]

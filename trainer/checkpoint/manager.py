@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
+    from .safe_dcp import SafeReader
+
 _STEP = re.compile(r"step-(\d+)")
 FORMAT = 1
 
@@ -40,6 +42,11 @@ def last_checkpoint(folder: Path) -> Path:
     if not found:
         raise CheckpointError(f"--resume: {folder} holds no complete checkpoint; start a new run")
     return found[max(found)]
+
+
+def folder_name(step: int) -> str:
+    """Name of the checkpoint after so many steps."""
+    return f"step-{step:06d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,7 @@ class Checkpoints:
 
         Raises: CheckpointError if it cannot be written.
         """
-        final = self.folder / f"step-{step:06d}"
+        final = self.folder / folder_name(step)
         if final.is_dir():
             return None
         partial = self.folder / f".partial-{final.name}"
@@ -129,11 +136,12 @@ class Checkpoints:
         from . import rng
         from .safe_dcp import SafePlanner, SafeReader
 
-        step, scaling = self._agreed_state(path)
+        reader = SafeReader(path)
+        step, scaling = self._agreed_state(path, reader)
         tensors = self._tensors()
         try:
             with _quiet():
-                dcp.load(tensors, storage_reader=SafeReader(path), planner=SafePlanner(), no_dist=self.num_ranks == 1)
+                dcp.load(tensors, storage_reader=reader, planner=SafePlanner(), no_dist=self.num_ranks == 1)
         except CheckpointError:
             raise
         except CheckpointException as error:
@@ -149,11 +157,12 @@ class Checkpoints:
             self.program.loss_scaling.restore(scaling)
         return step
 
-    def _agreed_state(self, path: Path) -> tuple[int, dict[str, float]]:
+    def _agreed_state(self, path: Path, reader: "SafeReader") -> tuple[int, dict[str, float]]:
         """Step and loss scaling. Raises: CheckpointError on every rank if one of them finds a problem."""
         state, problem = (0, dict[str, float]()), ""
         try:
             state = self._read_state(path)
+            reader.read_metadata()  # here rather than first by torch, which prints a traceback for each thing it tries
         except CheckpointError as error:
             problem = str(error)
         if said := self.agree(problem):
@@ -164,10 +173,12 @@ class Checkpoints:
         """Step and loss scaling, after the checks that need no tensors."""
         try:
             state = json.loads((path / "state.json").read_text())
-            step, num_ranks, identity = int(state["step"]), state["num_ranks"], dict(state["identity"])
-            scaling = dict(state["loss_scaling"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            step, num_ranks, identity = state["step"], state["num_ranks"], dict(state["identity"])
+            scaling = {str(key): float(value) for key, value in dict(state["loss_scaling"]).items()}
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{path}/state.json: cannot be read ({error}); use another checkpoint") from error
+        if type(step) is not int or path.name != folder_name(step):
+            raise CheckpointError(f"{path}/state.json: step = {step!r} is not the folder's; use another checkpoint")
         if state.get("format") != FORMAT:
             raise CheckpointError(f"{path}: format {state.get('format')}, but this version reads {FORMAT}; upgrade")
         if num_ranks != self.num_ranks:
@@ -216,5 +227,7 @@ def _make_empty(folder: Path) -> None:
 def _first_cause(error: Any) -> str:
     """What went wrong on the first rank of torch's CheckpointException, in one line."""
     cause = next(iter(error.failures.values()))[0]
+    if "weights_only" in str(cause):  # torch goes on to recommend loading it without
+        return "its tensors are damaged or hostile"
     text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
     return text.splitlines()[0]

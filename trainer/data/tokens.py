@@ -1,7 +1,9 @@
 """Corpora as flat files of bytes, built once in a cache and memory-mapped from then on."""
 
 import hashlib
+import json
 import os
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -63,11 +65,15 @@ def files_documents(corpus: FilesCorpus) -> Iterator[Document]:
     loading.disable_progress_bars()
     try:
         rows: Any = loading.load_dataset(builder, data_files=paths, split="train", streaming=True, **options)
-        for row in rows:
+        for number, row in enumerate(rows, start=1):
             text = cast(Mapping[str, Any], row).get(corpus.column)
             if not isinstance(text, str):
                 columns = ", ".join(sorted(row))
-                raise DataError(f"data.files.column = {corpus.column!r}: no such text column; there are {columns}")
+                what = "holds no text" if corpus.column in row else "is not there"
+                raise DataError(
+                    f"data.files.column = {corpus.column!r}: row {number} has {columns}, but this {what}; "
+                    f"name a column of strings"
+                )
             raw = text.encode()
             yield Document(hashlib.sha256(raw).hexdigest(), raw)
     except DataError:
@@ -121,12 +127,24 @@ def open_corpus(config: StdlibCorpus | FilesCorpus, say: Say = silent) -> Corpus
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         identity = f"files {stats!r} {config!r}"
         documents = partial(files_documents, config)
-    fingerprint = hashlib.sha256(f"v1 {identity}".encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(f"v2 {identity}".encode()).hexdigest()[:16]
     folder = cache_folder() / f"corpus-{fingerprint}"
-    if not folder.is_dir():
+    if not _whole(folder):
         say(f"data        reading the corpus once, into {folder}")
         _build(folder, _told(documents(), say), config.held_out)
     return Corpus(folder=folder, fingerprint=fingerprint)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the cache holds a corpus with both of its parts as they were written; what is left of another goes."""
+    try:
+        sizes = json.loads((folder / "sizes.json").read_text())
+        if all((folder / f"{split}.u8").stat().st_size == sizes[split] for split in SPLITS):
+            return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
 
 
 def _told(documents: Iterable[Document], say: Say) -> Iterator[Document]:
@@ -152,6 +170,8 @@ def _build(folder: Path, documents: Iterable[Document], held_out: float) -> None
             with (partial_folder / "train.u8").open("wb") as train, (partial_folder / "held_out.u8").open("wb") as held:
                 _write(documents, train, held, held_out)
             _share_out(partial_folder / "train.u8", partial_folder / "held_out.u8", held_out)
+            sizes = {split: (partial_folder / f"{split}.u8").stat().st_size for split in SPLITS}
+            (partial_folder / "sizes.json").write_text(json.dumps(sizes))
             try:
                 partial_folder.rename(folder)
             except OSError:

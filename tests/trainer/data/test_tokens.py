@@ -102,6 +102,7 @@ def test_concurrent_builds_agree_and_leave_nothing_behind() -> None:
             each.result()
     assert [path.name for path in cache_folder().iterdir()] == ["corpus-x"]
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert sizes.pop("sizes.json")
     assert sizes.keys() == {"train.u8", "held_out.u8"}
     assert sum(sizes.values()) == sum(len(document.text) + 1 for document in documents)
 
@@ -132,9 +133,9 @@ def test_a_damaged_file_is_one_sentence(name: str, tmp_path: Path) -> None:
 
 def test_a_wrong_column_names_those_that_are_there(tmp_path: Path) -> None:
     config = write(tmp_path / "j", "jsonl")
-    with pytest.raises(DataError, match=r"column = 'tekst': no such text column; there are body, id"):
+    with pytest.raises(DataError, match=r"column = 'tekst': row 1 has body, id, but this is not there"):
         open_corpus(FilesCorpus(paths=config.paths, format="jsonl", column="tekst"))
-    with pytest.raises(DataError, match=r"column = 'id': no such text column"):
+    with pytest.raises(DataError, match=r"column = 'id': row 1 .* holds no text"):
         open_corpus(FilesCorpus(paths=config.paths, format="jsonl", column="id"))
 
 
@@ -201,3 +202,15 @@ def test_a_build_tells_what_it_reads_and_a_cached_corpus_tells_nothing(tmp_path:
     assert "reading the corpus once" in first[0]
     assert "40 documents" in first[-1]
     assert second == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "longer"])
+def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
+    config = write(tmp_path, "text")
+    path = open_corpus(config).folder / "held_out.u8"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(whole[:-1] if damage == "shorter" else whole + b"x")
+
+    assert (open_corpus(config).folder / "held_out.u8").read_bytes() == whole
