@@ -118,12 +118,12 @@ def verdict(mlp: Outcome, start_ratios: Mapping[int, Spread | None]) -> str:
     started = {ranks: each.median for ranks, each in start_ratios.items() if each}
     if ours is None or loader is None or len(started) < len(start_ratios):
         return "overhead: FAIL an arm crashed before there was a figure; what it said stands above"
-    good = ours.median <= GOAL_US and max(started.values()) <= GOAL_START
-    peers = ", ".join(
-        f"{arm} {over.median:+.0f}"
-        for arm in mlp.steps_us
-        if arm not in (BARE, BARE_LOADER, OURS) and (over := mlp.above(arm))
-    )
+    theirs = {
+        arm: over.median for arm in mlp.steps_us if arm not in (BARE, BARE_LOADER, OURS) and (over := mlp.above(arm))
+    }
+    least = all(ours.median < over for over in theirs.values())
+    good = least and ours.median <= GOAL_US and max(started.values()) <= GOAL_START
+    peers = ", ".join(f"{arm} {over:+.0f}" for arm, over in theirs.items())
     start = ", ".join(
         f"{times:.2f}x on {ranks} {'rank' if ranks == 1 else 'ranks'}" for ranks, times in started.items()
     )
