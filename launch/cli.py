@@ -112,14 +112,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         from .worker import work
 
         return work(plan, ranks, out=options.out, resume=options.resume, command=["stepladder", *given], stop=stop)
-    except (DataError, UsageError) as error:
+    except (CheckpointError, DataError, UsageError) as error:
         if ranks is None or ranks.local_rank == 0:  # every rank of a host finds the same; one says so
             _complain(getattr(error, "problems", (str(error),)))
-        return ExitCode.USAGE
-    except CheckpointError as error:
-        if ranks is None or ranks.local_rank == 0:
-            _complain([str(error)])
-        return ExitCode.CHECKPOINT
+        return ExitCode.CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.USAGE
 
 
 def _check(options: argparse.Namespace, given: Sequence[str]) -> int:

@@ -13,12 +13,15 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..trainer.checkpoint.manager import last_checkpoint
 from .errors import UsageError
 from .recipe import diff, read, recipe_hash, to_toml
 from .schema import Recipe
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 RESOLVED = "recipe.resolved.toml"
 FOLDER_VARIABLE = "STEPLADDER_RUN_FOLDER"
@@ -31,6 +34,14 @@ def default_name(recipe: Recipe) -> Path:
     """`runs/<name>-<date>-<time>-<4 hex digits>`."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{recipe.name}-{now}-{secrets.token_hex(2)}"
+
+
+def begin(plan: "Plan", *, out: Path | None, command: Sequence[str], resume: bool) -> Path:
+    """Make the run folder and tell the user what is about to run in it. Raises: as `create`."""
+    folder = out or default_name(plan.recipe)
+    said = create(folder, plan.recipe, command=command, resume=resume)
+    print(*plan.summary(), f"folder      {folder}", *said, sep="\n", flush=True)
+    return folder
 
 
 def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool) -> list[str]:
@@ -65,11 +76,8 @@ def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool
     return said
 
 
-def lock(folder: Path) -> int:
-    """Hold the folder for this process, and for what it turns into; returns the descriptor that holds it.
-
-    Raises: UsageError if another run is writing there.
-    """
+def lock(folder: Path) -> None:
+    """Hold the folder until this process ends, or what it turns into. Raises: UsageError if another run holds it."""
     held = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,8 +85,7 @@ def lock(folder: Path) -> int:
         raise UsageError(f"--out {folder}: another run is writing there; wait for it, or choose another") from error
     except OSError:
         pass  # a file system without locks
-    os.set_inheritable(held, True)
-    return held
+    os.set_inheritable(held, True)  # and never closed: one rank is this process with another program in it
 
 
 def record(folder: Path, recipe: Recipe, *, command: Sequence[str]) -> None:

@@ -41,9 +41,7 @@ def start(plan: Plan, arguments: Sequence[str], *, out: Path | None, resume: boo
     `arguments` are those of this command; each worker gets the same.
     Raises: UsageError or CheckpointError for the folder.
     """
-    folder = out or run_folder.default_name(plan.recipe)
-    said = run_folder.create(folder, plan.recipe, command=["stepladder", *arguments], resume=resume)
-    print(*plan.summary(), f"folder      {folder}", *said, sep="\n", flush=True)
+    folder = run_folder.begin(plan, out=out, command=["stepladder", *arguments], resume=resume)
     environment = worker_environment(plan, plan.num_ranks) | {FOLDER_VARIABLE: str(folder.resolve())}
     worker = ["-m", PACKAGE, *arguments]
     if plan.num_ranks == 1:

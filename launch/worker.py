@@ -95,11 +95,8 @@ def _agree_on_folder(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool
         return Path(made)
     answer: list[Any] = [None, None]
     if ranks.rank == 0:
-        folder = out or run_folder.default_name(plan.recipe)
         try:
-            said = run_folder.create(folder, plan.recipe, command=command, resume=resume)
-            print(*plan.summary(), f"folder      {folder}", *said, sep="\n", flush=True)
-            answer = [str(folder), None]
+            answer = [str(run_folder.begin(plan, out=out, command=command, resume=resume)), None]
         except (UsageError, CheckpointError) as error:
             answer = [None, error]
     if ranks.num_ranks > 1:

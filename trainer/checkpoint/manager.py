@@ -70,7 +70,8 @@ class Checkpoints:
         Raises: CheckpointError if it cannot be written.
         """
         final = self.folder / folder_name(step)
-        if final.is_dir():
+        # One rank looks: on a network file system two may see different things, and one would wait for the other.
+        if self.agree("saved already" if self.rank == 0 and final.is_dir() else ""):
             return None
         partial = self.folder / f".partial-{final.name}"
         try:

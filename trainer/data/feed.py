@@ -3,7 +3,7 @@
 import gc
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -54,19 +54,23 @@ def host_batches(source: Source, share: Share, loader: LoaderConfig, *, first_st
     if loader.num_workers == 0:
         batches = map(source.__getitems__, share.microbatches(first_step))
         return (Batch(b.inputs.pin_memory(), b.labels.pin_memory()) for b in batches) if pin else batches
-    data_loader: Any = torch.utils.data.DataLoader(
+    return iter(_with_workers(source, _Indices(share, first_step), loader, seed=share.seed, pin=pin))
+
+
+def _with_workers(source: Source, order: Iterable[list[int]], loader: LoaderConfig, *, seed: int, pin: bool) -> Any:
+    """A DataLoader over the microbatches that `order` lists."""
+    return torch.utils.data.DataLoader(
         _Batches(source),
         batch_size=None,
-        sampler=cast(Any, _Indices(share, first_step)),
+        sampler=cast(Any, order),
         num_workers=loader.num_workers,
         prefetch_factor=loader.prefetch_factor or 2,
         persistent_workers=loader.persistent_workers is not False,
         pin_memory=pin,
         collate_fn=_as_is,
         worker_init_fn=_as_a_worker,
-        generator=torch.Generator().manual_seed(share.seed),
+        generator=torch.Generator().manual_seed(seed),
     )
-    return iter(data_loader)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class _Indices:
 class DeviceFeed:
     """Feeds the loop: waits for host batches, brings them to the device, and counts their valid tokens.
 
-    With `prefetch` on CUDA the next step's copies are started on a stream of their own as soon as this step's are
-    handed over, and the data wait of the next step overlaps this one's compute.
+    With `prefetch` on CUDA the next step's copies are started on a stream of their own when this step's kernels are
+    queued, so the data wait and the copies of the next step overlap this one's compute.
     """
 
     batches: Iterator[Batch]
@@ -185,21 +189,7 @@ def held_out_batches(
 ) -> Callable[[], Iterator[Batch]]:
     """Function that starts over: this rank's microbatches of the first step of `share`, on the device."""
     order = [indices.tolist() for indices in islice(share.microbatches(0), share.num_microbatches)]
-    batches: Any = (
-        torch.utils.data.DataLoader(
-            _Batches(source),
-            batch_size=None,
-            sampler=cast(Any, order),
-            num_workers=loader.num_workers,
-            prefetch_factor=loader.prefetch_factor or 2,
-            persistent_workers=loader.persistent_workers is not False,
-            collate_fn=_as_is,
-            worker_init_fn=_as_a_worker,
-            generator=torch.Generator().manual_seed(share.seed),
-        )
-        if loader.num_workers
-        else None
-    )
+    batches = _with_workers(source, order, loader, seed=share.seed, pin=False) if loader.num_workers else None
 
     def start() -> Iterator[Batch]:
         host = map(source.__getitems__, order) if batches is None else iter(batches)
