@@ -1,11 +1,12 @@
 """What a recipe means on a given machine: ranks, mesh, batch arithmetic; or every reason why it cannot run there."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..strategies import active
 from ..strategies.base import DeviceType, Facts, Run
-from ..strategies.check import owned_axes, problems
+from ..strategies.check import environment, owned_axes, owners, problems
 from ..strategies.mesh import Axis, data_ranks, resolve_degrees
 from .errors import UsageError
 from .schema import Recipe
@@ -20,6 +21,8 @@ class Plan:
     num_ranks: int
     degrees: Mapping[Axis, int]
     facts: Facts
+    capability: tuple[int, int] | None = None
+    """Compute capability of the GPUs, where they can be asked."""
 
     @property
     def num_data_ranks(self) -> int:
@@ -46,8 +49,16 @@ class Plan:
             tokens_per_step=self.tokens_per_step,
             seed=self.recipe.run.seed,
             active=frozenset(name for name, _ in active(self.recipe.strategies)),
+            owners=owners(self.recipe.strategies),
+            num_microbatches=self.recipe.num_microbatches,
+            microbatch_size=self.recipe.batch.microbatch_size,
+            capability=self.capability,
             deterministic=self.recipe.run.deterministic,
         )
+
+    def environment(self) -> dict[str, tuple[str, str]]:
+        """Environment that strategies need: name -> (value, the strategy that wants it)."""
+        return environment(self.recipe.strategies, self.run())
 
     def summary(self) -> list[str]:
         """The plan in a few lines: model, ranks, strategies and the batch arithmetic."""
@@ -62,10 +73,21 @@ class Plan:
             f"batch       microbatch {batch.microbatch_size} x accumulation {micro} x data ranks {self.num_data_ranks} "
             f"= {batch.microbatch_size * micro * self.num_data_ranks} sequences; x {batch.sequence_length} tokens "
             f"= {self.tokens_per_step:,} tokens per step",
+            *(
+                f"environment {key} = {os.environ.get(key, value)} ({'set already' if key in os.environ else name})"
+                for key, (value, name) in self.environment().items()
+            ),
         ]
 
 
-def make_plan(recipe: Recipe, *, num_gpus: int, num_ranks: int | None = None, started: bool = False) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    num_gpus: int,
+    num_ranks: int | None = None,
+    started: bool = False,
+    capability: tuple[int, int] | None = None,
+) -> Plan:
     """The plan of a recipe on a machine with `num_gpus`; `num_ranks` overrides what would be started.
 
     `started` ranks exist already, perhaps on several hosts, so they are not compared with the GPUs of this one.
@@ -81,6 +103,7 @@ def make_plan(recipe: Recipe, *, num_gpus: int, num_ranks: int | None = None, st
         num_ranks=ranks,
         degrees=degrees,
         facts=recipe.model.chosen.facts(recipe.batch.sequence_length),
+        capability=capability if device_type == "cuda" else None,
     )
     found += problems(recipe.strategies, plan.run())
     found += _machine_problems(plan, num_gpus=num_gpus, started=started)

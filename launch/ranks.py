@@ -3,12 +3,13 @@
 import os
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ..strategies.mesh import Axis, coordinates
 from .errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -119,7 +120,11 @@ def process_group(device: "torch.device", ranks: Ranks) -> Generator[None]:
 
 
 def sum_over_ranks(ranks: Ranks) -> "Callable[[torch.Tensor], torch.Tensor]":
-    """Function that adds a tensor over all ranks, in place."""
+    """Function that adds a tensor over all ranks, in place.
+
+    All ranks rather than the part of the mesh whose values differ: it takes no process group of its own, and who has
+    nothing to add adds zero.
+    """
     if ranks.num_ranks == 1:
         return lambda tensor: tensor
     import torch.distributed as dist
@@ -129,6 +134,23 @@ def sum_over_ranks(ranks: Ranks) -> "Callable[[torch.Tensor], torch.Tensor]":
         return tensor
 
     return add
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """What this rank may add to a sum over all ranks, so that nothing is counted twice."""
+
+    loss: float
+    """1 if its sum of losses counts: tensor-parallel ranks see the same one. (Pipeline ranks without it have 0.)"""
+    tokens: float
+    """1 if its tokens count: tensor- and pipeline-parallel ranks are handed the same ones, context-parallel too."""
+
+    @staticmethod
+    def of(rank: int, degrees: "Mapping[Axis, int]") -> "Voice":
+        """The voice of a global rank."""
+        at = coordinates(rank, degrees)
+        alone = at[Axis.PP] == 0 and at[Axis.CP] == 0 and at[Axis.TP] == 0
+        return Voice(loss=float(at[Axis.TP] == 0), tokens=float(alone))
 
 
 def barrier(ranks: Ranks) -> None:

@@ -16,6 +16,7 @@ from ..profiling.errors import TraceError
 from ..profiling.record import marker
 from ..profiling.spans import Span
 from ..strategies.base import Program
+from ..strategies.mesh import Axis, data_rank
 from ..trainer.checkpoint.errors import CheckpointError
 from ..trainer.checkpoint.manager import Checkpoints, last_checkpoint
 from ..trainer.data.order import Share
@@ -27,7 +28,7 @@ from .build import build_program
 from .console import Console
 from .errors import ExitCode
 from .plan import Plan
-from .ranks import Ranks, StopRequest, agree, barrier, sum_over_ranks
+from .ranks import Ranks, StopRequest, Voice, agree, barrier, sum_over_ranks
 from .recipe import flatten, resolved
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Session:
         import torch
 
         recipe = self.plan.recipe
-        torch.manual_seed(recipe.run.seed + self.ranks.rank)  # weights and data have generators of their own
+        # Weights and data have generators of their own. Ranks that compute the same must draw the same.
+        torch.manual_seed(recipe.run.seed + self.ranks.rank // self.plan.degrees[Axis.TP])
         program = build_program(self.plan, self.ranks, self.device)
         assert program.make_optimizer is not None, "check has made sure that a strategy owns the optimizer"
         optimizer = program.make_optimizer(program.model)
@@ -129,7 +131,7 @@ class Session:
             num_samples=len(source),
             microbatch_size=recipe.batch.microbatch_size,
             num_microbatches=num_microbatches,
-            rank=self.ranks.rank,
+            rank=data_rank(self.ranks.rank, self.plan.degrees),
             num_ranks=self.plan.num_data_ranks,
             seed=recipe.run.seed,
         )
@@ -144,7 +146,7 @@ class Session:
             batches=host_batches(source, share, loader, first_step=first_step, pin=pin and not source.on_device),
             num_microbatches=recipe.num_microbatches,
             device=self.device,
-            count_tokens=token_counter(source, self.plan.tokens_per_step, sum_over_ranks(self.ranks), self.device),
+            count_tokens=token_counter(source, self.plan.tokens_per_step, self._sum_of_tokens(), self.device),
             on_device=source.on_device,
             non_blocking=loader.non_blocking is not False,
             prefetch=loader.device_prefetch is not False,
@@ -172,10 +174,25 @@ class Session:
             num_ranks=self.ranks.num_ranks,
             device=self.device,
             reduce=sum_over_ranks(self.ranks),
+            loss_counts=self._voice.loss,
             waited_s=lambda: feed.waited_s,
             stop_requested=self.stop.requested,
             write=write,
         )
+
+    @property
+    def _voice(self) -> Voice:
+        return Voice.of(self.ranks.rank, self.plan.degrees)
+
+    def _sum_of_tokens(self) -> "Callable[[torch.Tensor], torch.Tensor]":
+        reduce, counts = sum_over_ranks(self.ranks), self._voice.tokens
+        return lambda tokens: reduce(tokens * counts)
+
+    def _sum_of_losses_and_tokens(self, loss: "torch.Tensor", tokens: "torch.Tensor") -> list[float]:
+        import torch
+
+        own = torch.stack([loss * self._voice.loss, tokens * self._voice.tokens])
+        return sum_over_ranks(self.ranks)(own).tolist()
 
     def _paused(self, meter: Meter, look: Callable[[StepResult], None]) -> Callable[[StepResult], None]:
         """`look`, its duration left out of the interval that the meter measures."""
@@ -203,7 +220,7 @@ class Session:
         batches = held_out_batches(source, share, recipe.loader, self.device)
 
         def evaluate_after(step: int) -> None:
-            loss, num_tokens = evaluate(program, batches(), sum_over_ranks(self.ranks))
+            loss, num_tokens = evaluate(program, batches(), self._sum_of_losses_and_tokens)
             if self.ranks.rank == 0:
                 metrics.write(EvaluationRecord(step=step, held_out_loss=loss, num_tokens=num_tokens))
                 console.say(f"step {step}  held-out loss {loss:.4f} nats a token, {num_tokens:,} tokens")

@@ -21,6 +21,8 @@ from .session import Session
 
 def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str], stop: StopRequest) -> int:
     """Run this rank to its end and return its exit code. Raises: UsageError, DataError, CheckpointError."""
+    for key, (value, _) in plan.environment().items():  # before anything reads it
+        os.environ.setdefault(key, value)
     device = pick_device(plan, ranks)
     flies = plan.recipe.profiler is not None and plan.recipe.profiler.flight_recorder
     with ExitStack() as stack:

@@ -10,7 +10,7 @@ Measure: peak memory and ms/step with and without; then tokens/s at the microbat
 Source: Chen et al. 2016, arXiv:1604.06174; Korthikanti et al. 2022, arXiv:2205.05198 (selective).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from .base import Owns, Program, Run
 from .errors import StrategyError
 from .limits import PositiveInt
+from .refusal import Refusal
 
 # The expensive operators: matrix products and attention. Recomputing the rest costs memory bandwidth only.
 _DEFAULT_SAVE = (
@@ -44,7 +45,7 @@ class ActivationCheckpointing:
     preserve_rng_state: bool = True
     """Replay the random numbers in the recomputation; false is faster for a model without dropout."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property
     def owns(self) -> frozenset[Owns]:

@@ -10,12 +10,13 @@ Measure: tokens/s at equal tokens per step.
 Source: Ott et al. 2018, arXiv:1806.00187 (section 3.2, large batches).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from .base import Owns, Program, Run
 from .limits import PositiveInt
+from .refusal import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Accumulation:
     num_microbatches: PositiveInt = 2
     """Microbatches in one step on each rank."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property
     def owns(self) -> frozenset[Owns]:

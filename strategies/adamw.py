@@ -10,12 +10,13 @@ Measure: optimizer in the breakdown.
 Source: Loshchilov and Hutter 2019, arXiv:1711.05101; torch.optim.AdamW.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
 from .limits import AtLeast, Fraction, PositiveFloat
+from .refusal import Refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +42,7 @@ class AdamW:
     implementation: Literal["fused", "foreach", "for-loop"] = "fused"
     """How the step is computed; the mathematics is the same."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property
     def owns(self) -> frozenset[Owns]:

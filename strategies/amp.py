@@ -10,12 +10,13 @@ Measure: ms/step, peak memory, and the loss against float32.
 Source: Micikevicius et al. 2018, arXiv:1710.03740; torch.autocast, torch.amp.GradScaler.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from .base import LossScaling, Owns, Program, Run
 from .limits import Above, Below, PositiveFloat, PositiveInt
+from .refusal import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ class Amp:
     growth_interval: PositiveInt | None = None
     """FP16: good steps before the scale grows (2000)."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property
     def owns(self) -> frozenset[Owns]:

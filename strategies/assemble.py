@@ -3,7 +3,7 @@
 from typing import Any
 
 from . import active
-from .base import Program, Run
+from .base import Owns, Program, Run
 from .materialise import materialise
 from .names import canonical_names
 
@@ -22,12 +22,15 @@ def assemble(program: Program, strategies: Any, run: Run) -> Program:
 def apply_all(program: Program, strategies: Any, run: Run) -> Program:
     """The program with every active strategy applied; the weights may still be on the meta device.
 
-    Raises: ContractError if a strategy adds, drops, renames or reorders parameters.
+    Raises: ContractError if a strategy adds, drops, renames or reorders parameters; only a pipeline may drop some.
     """
     names = canonical_names(program.model)
     for name, strategy in active(strategies):
         program = strategy.apply(program, run)
         after = canonical_names(program.model)
+        if Owns.PP in strategy.owns:  # a pipeline leaves a rank its own stages only
+            names = [each for each in names if each in set(after)] if set(after) < set(names) else names
+            after = names if sorted(after) == sorted(names) else after
         if after != names:
             gone, new = sorted(set(names) - set(after)), sorted(set(after) - set(names))
             raise ContractError(

@@ -10,11 +10,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 from ..profiling.record import Marker
+from .facts import Facts
 from .mesh import Axis
+from .refusal import Refusal
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
 
@@ -24,39 +27,35 @@ DeviceType: TypeAlias = Literal["cpu", "cuda"]
 class Owns(StrEnum):
     """Something in a training run that exactly one strategy may take charge of."""
 
+    PP = "the pp axis"
     DP_REPLICATE = "the dp_replicate axis"
     DP_SHARD = "the dp_shard axis"
+    CP = "the cp axis"
+    EP = "the ep axis"
+    TP = "the tp axis"
+    FORWARD_BACKWARD = "the order of forward and backward"
     GRADIENT_REDUCTION = "the gradient reduction"
     COMPUTE_DTYPE = "the compute dtype"
     OPTIMIZER = "the optimizer"
 
 
-OWNER_OF_AXIS = {Axis.DP_REPLICATE: Owns.DP_REPLICATE, Axis.DP_SHARD: Owns.DP_SHARD}
+OWNER_OF_AXIS = {axis: Owns[axis.name] for axis in Axis}
 
 
 class Batch(NamedTuple):
-    """One microbatch. B microbatch size, T sequence length."""
+    """One microbatch. B microbatch size, T sequence length (this rank's part of it, once it has been split)."""
 
     inputs: "Tensor"
     """[B, T] token ids for a language model; any tensor that the model takes elsewhere."""
     labels: "Tensor"
     """[B, T] next-token ids, -100 where a position does not count."""
+    positions: "Tensor | None" = None
+    """[T] positions in the sequence; None for 0 .. T-1."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a model tells about itself. A strategy never knows a model; a model never knows a strategy."""
-
-    blocks: tuple[str, ...] = ()
-    """Names of the repeated blocks, in the order of the forward pass."""
-    units: tuple[tuple[str, ...], ...] = ()
-    """Groups of modules outside the blocks whose parameters are needed together (tied ones share a group)."""
-    num_parameters: int = 0
-    """All parameters, each tied tensor once."""
-    flops_per_token: float = 0.0
-    """Model FLOPs of forward and backward for each token; the model's docstring states the convention."""
-    initialise: "Callable[[str, Tensor, torch.Generator], None] | None" = None
-    """Fills a whole parameter, given its name. Needed for meta-device initialisation; None for a model made whole."""
+    @property
+    def arguments(self) -> "tuple[Tensor, ...]":
+        """What the model is called with."""
+        return (self.inputs,) if self.positions is None else (self.inputs, self.positions)
 
 
 _NOTHING = nullcontext()
@@ -69,6 +68,10 @@ def _no_context(*arguments: object) -> AbstractContextManager[Any]:
 
 def _identity(loss: "Tensor") -> "Tensor":
     return loss
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch
 
 
 def _nothing(optimizer: "Optimizer") -> None:
@@ -105,12 +108,30 @@ class ForwardBackward(Protocol):
         ...
 
 
+class ForwardOnly(Protocol):
+    """Forward passes that no backward follows; a pipeline has its own."""
+
+    def __call__(self, program: "Program", microbatches: Sequence[Batch]) -> "Tensor":
+        """Sum of this rank's losses over the microbatches, on the device."""
+        ...
+
+
 class ClipGradients(Protocol):
     """What happens to the gradients between backward and the optimizer."""
 
-    def __call__(self, parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor | None":
+    def __call__(self, program: "Program", parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor | None":
         """Global gradient norm before clipping, on the device; None if nobody wants it and nothing is clipped."""
         ...
+
+
+def _forward_each(program: "Program", microbatches: Sequence[Batch]) -> "Tensor":
+    """One microbatch after the other through the whole model."""
+    losses: list[Tensor] = []
+    for whole in microbatches:
+        batch = program.shard_batch(whole)
+        with program.forward_context():
+            losses.append(program.loss(program.model(*batch.arguments), batch).detach().double())
+    return sum(losses[1:], start=losses[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +144,13 @@ class Program:
     """Sum of the losses over the valid tokens of a microbatch, from the model's output."""
     forward_backward: ForwardBackward
     clip_gradients: ClipGradients
+    forward_only: ForwardOnly = field(default=lambda program, microbatches: _forward_each(program, microbatches))
     make_optimizer: "Callable[[nn.Module], Optimizer] | None" = None
     learning_rate: Callable[[int], float] = field(default=lambda step: 1.0)
     """Multiplier of the optimizer's learning rate in step 0, 1, 2, ...; a pure function, so it resumes by itself."""
     num_microbatches: int = 1
+    shard_batch: Callable[[Batch], Batch] = _whole
+    """Cuts the part that this rank sees out of the sequences of a microbatch (cp)."""
     forward_context: "Callable[[], AbstractContextManager[Any]]" = _no_context
     """Entered around each forward pass (AMP)."""
     before_microbatch: "Callable[[bool], AbstractContextManager[Any]]" = _no_context
@@ -135,6 +159,12 @@ class Program:
     """Called when forward passes were done that no backward follows."""
     gradient_divisor: int = 1
     """By what the gradient reduction divides the sum over ranks; the loss is multiplied by it."""
+    after_backward: tuple[Callable[[], None], ...] = ()
+    """Called once a step when all gradients are there, before they are measured or clipped."""
+    after_step: tuple[Callable[[], None], ...] = ()
+    """Called once a step when the optimizer has moved the weights."""
+    norm_group: "ProcessGroup | None" = None
+    """Ranks that hold other parameters of the same model (a pipeline): the gradient norm is taken over all of them."""
     loss_scaling: LossScaling = LossScaling()
     reports: tuple[Callable[[], list[str]], ...] = ()
     """What strategies have to say when the run is over: lines for the log."""
@@ -154,6 +184,14 @@ class Run:
     tokens_per_step: int
     seed: int
     active: frozenset[str]
+    owners: Mapping[Owns, str] = field(default_factory=dict[Owns, str])
+    """Which strategy takes charge of what."""
+    num_microbatches: int = 1
+    """Microbatches of a step on each rank."""
+    microbatch_size: int = 1
+    """B: samples of a microbatch."""
+    capability: tuple[int, int] | None = None
+    """Compute capability of the GPUs, (9, 0) for an H100; None if there are none or they cannot be asked."""
     deterministic: bool = False
     mesh: "DeviceMesh | None" = None
     device: "torch.device | None" = None
@@ -165,12 +203,16 @@ class Strategy(Protocol):
     The module's docstring answers, labelled: Problem, Mechanism, Saves, Costs, When, When not, Measure, Source.
     """
 
-    conflicts: ClassVar[Mapping[str, str]]
-    """Names of strategies that cannot work beside this one, each with the reason and the way out."""
+    conflicts: ClassVar[tuple[Refusal, ...]]
+    """Combinations that cannot work, each with the reason and the way out."""
 
     @property
     def owns(self) -> frozenset[Owns]:
-        """What this strategy takes charge of."""
+        """What this strategy takes charge of.
+
+        It may also say what it `serves`, a frozenset like this one: taken on only if no other strategy owns it. And the
+        `environment(run)` that it needs, by name, set before the process group exists unless the user has set it.
+        """
         ...
 
     def check(self, run: Run) -> Iterator[str]:

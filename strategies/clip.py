@@ -10,12 +10,14 @@ Measure: grad norm in the log line; clip in the breakdown.
 Source: Pascanu et al. 2013, arXiv:1211.5063.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .base import Owns, Program, Run
 from .limits import PositiveFloat
+from .norms import total_norm
+from .refusal import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +32,7 @@ class Clip:
     norm_type: Literal[2, "inf"] = 2
     """The Euclidean norm, or the largest element."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property
     def owns(self) -> frozenset[Owns]:
@@ -43,20 +45,31 @@ class Clip:
 
     def apply(self, program: Program, run: Run) -> Program:
         """Replace the mere measuring of the norm by clipping."""
-        from torch.nn.utils import clip_grad_norm_
+        from torch.nn.utils import clip_grads_with_norm_
 
         norm_type = float(self.norm_type)
 
-        def clip_gradients(parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor":
-            return clip_grad_norm_(parameters, self.max_norm, norm_type=norm_type)
+        def clip_gradients(program: Program, parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor":
+            held = [p for p in parameters if p.grad is not None]
+            norm = total_norm([p.grad for p in held if p.grad is not None], norm_type, program.norm_group, run.device)
+            for same_layout in _by_layout(held):
+                clip_grads_with_norm_(same_layout, self.max_norm, norm)
+            return norm
 
         return replace(program, clip_gradients=clip_gradients)
 
 
-def measure_norm(parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor | None":
+def _by_layout(parameters: "Sequence[nn.Parameter]") -> "list[list[nn.Parameter]]":
+    """Parameters grouped by the mesh on which their gradients lie, for one fused operation each."""
+    groups: dict[object, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
+    return list(groups.values())
+
+
+def measure_norm(program: Program, parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor | None":
     """2-norm of all gradients if somebody wants it; the default when nothing clips."""
     if not want_norm:
         return None
-    from torch.nn.utils import get_total_norm
-
-    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return total_norm(gradients, 2.0, program.norm_group, parameters[0].device if parameters else None)

@@ -10,11 +10,14 @@ Measure: ms/step after the first; kernels a step; graph breaks and recompiles, w
 Source: Ansel et al. 2024 (ASPLOS), PyTorch 2; torch.compile.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .refusal import Refusal
+
+_WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,43 @@ class Compile:
     backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
     """`aot_eager` and `eager` trace without generating code: to tell a tracing problem from a code problem."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = (
+        Refusal(
+            beside="fsdp2",
+            setting="scope = 'model'",
+            holds=lambda compile, run: compile.scope == "model",
+            why="FSDP2's hooks break the graph at every block, so nothing is won",
+            instead="use scope = 'block'",
+        ),
+        Refusal(
+            beside="mesh.pp",
+            setting="scope = 'model'",
+            holds=lambda compile, run: compile.scope == "model",
+            why="a stage is called in pieces",
+            instead="use scope = 'block'",
+        ),
+        Refusal(
+            beside="device cpu",
+            setting="mode = 'reduce-overhead'",
+            holds=lambda compile, run: compile.mode == "reduce-overhead",
+            why="it means CUDA graphs, so it has no effect without a GPU",
+            instead="use 'default'",
+        ),
+        *(
+            Refusal(
+                beside=name,
+                setting="mode = 'reduce-overhead' or 'max-autotune'",
+                holds=lambda compile, run: compile.mode in _WITH_GRAPHS and run.device_type == "cuda",
+                why=why,
+                instead="use mode = 'max-autotune-no-cudagraphs'",
+            )
+            for name, why in (
+                ("ac", "its CUDA graphs collide with a recomputation, which replays inside a graph"),
+                ("accumulation", "its CUDA graphs overwrite outputs that the next microbatch still needs"),
+                ("fsdp2", "its CUDA graphs need parameters that stay where they are"),
+            )
+        ),
+    )
 
     @property
     def owns(self) -> frozenset[Owns]:
@@ -45,22 +84,8 @@ class Compile:
         """Refuse combinations that break at every block, and options that do nothing."""
         if self.scope == "block" and not run.facts.blocks:
             yield "scope = 'block': the model names no blocks; use scope = 'model'"
-        if self.scope == "model" and "fsdp2" in run.active:
-            yield (
-                "scope = 'model': FSDP2's hooks break the graph at every block, so nothing is won; use scope = 'block'"
-            )
         if self.backend != "inductor" and self.mode != "default":
             yield f"mode = {self.mode!r}: has no effect with backend = {self.backend!r}; remove one of the two"
-        if self.mode == "reduce-overhead" and run.device_type == "cpu":
-            yield "mode = 'reduce-overhead': has no effect without a GPU, for it means CUDA graphs; use 'default'"
-        if self.mode in ("reduce-overhead", "max-autotune") and run.device_type == "cuda":
-            # ac replays inside a graph, accumulation keeps a graph's outputs over its next replay, and fsdp2 gives the
-            # parameters a new address in every step.
-            for name in sorted({"ac", "accumulation", "fsdp2"} & run.active):
-                yield (
-                    f"mode = {self.mode!r}: its CUDA graphs and strategies.{name} collide; "
-                    f"use 'max-autotune-no-cudagraphs'"
-                )
 
     def apply(self, program: Program, run: Run) -> Program:
         """Mark modules for compilation at their first call; nothing is traced yet."""
@@ -74,7 +99,7 @@ class Compile:
         options: dict[str, Any] = {"dynamic": self.dynamic, "fullgraph": self.fullgraph, "backend": self.backend}
         if self.backend == "inductor":
             options["mode"] = self.mode
-        names = program.facts.blocks if self.scope == "block" else ("",)
+        names = program.facts.blocks if self.scope == "block" else program.facts.parts
         for name in names:
             program.model.get_submodule(name).compile(**options)
         loss = torch.compile(program.loss, **options) if self.loss else program.loss

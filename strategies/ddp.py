@@ -10,7 +10,8 @@ Measure: gradient_sync in the breakdown (exposed communication), tokens/s agains
 Source: Li et al. 2020, arXiv:2006.15704; torch.nn.parallel.DistributedDataParallel.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -18,7 +19,8 @@ from typing import Any, ClassVar
 from .base import Owns, Program, Run
 from .limits import PositiveInt
 from .materialise import materialise
-from .mesh import Axis
+from .mesh import AXES_OF, Joint
+from .refusal import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +38,40 @@ class DDP:
     overlap: bool = True
     """Reduce while backward runs; false waits for the last gradient (for an A/B that shows what overlap wins)."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = (
+        Refusal(
+            beside="mesh.tp",
+            why="DistributedDataParallel knows no sliced parameters",
+            instead="use strategies.fsdp2 with mesh.dp_replicate, which replicates as well",
+        ),
+        Refusal(
+            beside="mesh.pp",
+            why="DistributedDataParallel would reduce each stage's buckets once a microbatch",
+            instead="use strategies.fsdp2 with mesh.dp_replicate, which replicates as well",
+        ),
+        Refusal(
+            beside="mesh.ep",
+            why="it would sum the gradients of different experts",
+            instead="use strategies.fsdp2, with mesh.dp_replicate for replicas",
+        ),
+        Refusal(
+            beside="accumulation",
+            setting="static_graph = true",
+            holds=lambda ddp, run: ddp.static_graph,
+            why="DistributedDataParallel fails when its first backward pass reduces nothing",
+            instead="remove one of the two",
+        ),
+    )
 
     @property
     def owns(self) -> frozenset[Owns]:
-        """The replicate axis and the reduction over it."""
+        """The replicate axis, and the reduction over it (and over cp)."""
         return frozenset({Owns.DP_REPLICATE, Owns.GRADIENT_REDUCTION})
 
     def check(self, run: Run) -> Iterator[str]:
         """Refuse what DistributedDataParallel refuses later, or ignores."""
         if self.static_graph and self.find_unused_parameters:
             yield "find_unused_parameters = true: has no effect beside static_graph = true; keep one of the two"
-        if self.static_graph and "accumulation" in run.active:
-            yield (
-                "static_graph = true: DistributedDataParallel fails when its first backward pass reduces nothing, as "
-                "with strategies.accumulation; remove one of the two"
-            )
         if self.bucket_mib is not None and not self.overlap:
             yield "bucket_mib: has no effect with overlap = false, which is one bucket; remove one of the two"
 
@@ -67,7 +87,7 @@ class DDP:
         model = DistributedDataParallel(
             program.model,
             device_ids=[run.device] if run.device_type == "cuda" else None,
-            process_group=run.mesh.get_group(Axis.DP_REPLICATE),
+            process_group=run.mesh[Joint.REDUCE].get_group(),
             bucket_cap_mb=bucket_mib,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
             static_graph=self.static_graph,
@@ -81,5 +101,5 @@ class DDP:
             program,
             model=model,
             before_microbatch=before_microbatch,
-            gradient_divisor=program.gradient_divisor * run.degrees[Axis.DP_REPLICATE],
+            gradient_divisor=program.gradient_divisor * math.prod(run.degrees[axis] for axis in AXES_OF[Joint.REDUCE]),
         )

@@ -10,11 +10,12 @@ Measure: ms/step and the loss against "highest".
 Source: torch.set_float32_matmul_precision; NVIDIA A100 whitepaper (TF32).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .refusal import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class MatmulPrecision:
     precision: Literal["highest", "high", "medium"] = "high"
     """`highest` float32, `high` TF32 or three BF16 products, `medium` one BF16 product."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property
     def owns(self) -> frozenset[Owns]:

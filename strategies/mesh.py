@@ -15,24 +15,57 @@ if TYPE_CHECKING:
 class Axis(StrEnum):
     """A mesh axis, outermost first: neighbours along the last axis have neighbouring global ranks."""
 
+    PP = "pp"
+    """Ranks that hold consecutive layers and hand activations on."""
     DP_REPLICATE = "dp_replicate"
     """Ranks that hold equal copies of the parameters and see other data."""
     DP_SHARD = "dp_shard"
     """Ranks that share one copy of the parameters, each a part, and see other data."""
+    CP = "cp"
+    """Ranks that see parts of the same sequences."""
+    EP = "ep"
+    """Ranks that hold other experts and see other data; all else is shared as along dp_shard."""
+    TP = "tp"
+    """Ranks that hold slices of every matrix and see the same data."""
 
 
-DATA_AXES = (Axis.DP_REPLICATE, Axis.DP_SHARD)
+class Joint(StrEnum):
+    """Neighbouring axes that serve as one."""
+
+    SHARD = "shard"
+    """All ranks that share one copy of a dense parameter: dp_shard x cp x ep."""
+    EXPERT_SHARD = "expert_shard"
+    """All ranks that share one copy of an expert: dp_shard x cp."""
+    REDUCE = "reduce"
+    """All ranks whose gradients of a dense parameter are summed: dp_replicate x dp_shard x cp x ep."""
+
+
+AXES_OF = {
+    Joint.SHARD: (Axis.DP_SHARD, Axis.CP, Axis.EP),
+    Joint.EXPERT_SHARD: (Axis.DP_SHARD, Axis.CP),
+    Joint.REDUCE: (Axis.DP_REPLICATE, Axis.DP_SHARD, Axis.CP, Axis.EP),
+}
+DATA_AXES = (Axis.DP_REPLICATE, Axis.DP_SHARD, Axis.EP)
 """The axes whose ranks see different samples."""
+_TAKES_THE_REST = (Axis.DP_SHARD, Axis.DP_REPLICATE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Degrees of the axes. The one that is left out and owned by a strategy takes the ranks that remain."""
+    """Degrees of the axes. A data-parallel one that is left out and owned by a strategy takes the ranks that remain."""
 
+    pp: PositiveInt | None = None
+    """Pipeline stages of ranks (pp)."""
     dp_replicate: PositiveInt | None = None
-    """Ranks with equal copies (DDP)."""
+    """Ranks with equal copies (ddp, or fsdp2 as HSDP)."""
     dp_shard: PositiveInt | None = None
-    """Ranks that share one copy (FSDP2)."""
+    """Ranks that share one copy (fsdp2)."""
+    cp: PositiveInt | None = None
+    """Ranks that share a sequence (cp)."""
+    ep: PositiveInt | None = None
+    """Ranks that share the experts (ep); of all else, dp_shard x cp x ep ranks share one copy."""
+    tp: PositiveInt | None = None
+    """Ranks that share every matrix (tp)."""
 
     def given(self) -> dict[Axis, int]:
         """The degrees that the recipe states."""
@@ -41,7 +74,7 @@ class MeshConfig:
     def required_ranks(self, owned: Collection[Axis]) -> int | None:
         """World size that the stated degrees need, or None if an owned axis is free to take any number."""
         given = self.given()
-        if any(axis not in given for axis in owned):
+        if any(axis in owned and axis not in given for axis in _TAKES_THE_REST):
             return None
         return math.prod(given.values()) if given else None
 
@@ -49,11 +82,12 @@ class MeshConfig:
 def resolve_degrees(mesh: MeshConfig, world_size: int, owned: Collection[Axis]) -> tuple[dict[Axis, int], list[str]]:
     """Degree of every axis for a world, and every reason why there is none.
 
-    An axis that the recipe leaves out has degree 1, but for the first free one with an owner: it takes what remains.
+    An axis that the recipe leaves out has degree 1, but for dp_shard, or else dp_replicate, if it has an owner: it
+    takes what remains.
     """
     given = mesh.given()
     stated = math.prod(given.values())
-    free = [axis for axis in Axis if axis in owned and axis not in given]
+    free = [axis for axis in _TAKES_THE_REST if axis in owned and axis not in given]
     degrees = {axis: given.get(axis, 1) for axis in Axis}
     said = " x ".join(f"mesh.{axis} = {degree}" for axis, degree in given.items()) or "mesh"
     problems: list[str] = []
@@ -77,7 +111,7 @@ def resolve_degrees(mesh: MeshConfig, world_size: int, owned: Collection[Axis]) 
 
 
 def _remedy(axis: Axis) -> str:
-    name = {Axis.DP_REPLICATE: "ddp", Axis.DP_SHARD: "fsdp2"}[axis]
+    name = {Axis.DP_REPLICATE: "ddp", Axis.DP_SHARD: "fsdp2"}.get(axis, str(axis))
     return f"so its ranks would drift apart; add strategies.{name} = {{}} or set the degree to 1"
 
 
@@ -86,9 +120,38 @@ def data_ranks(degrees: Mapping[Axis, int]) -> int:
     return math.prod(degrees[axis] for axis in DATA_AXES)
 
 
+def coordinates(rank: int, degrees: Mapping[Axis, int]) -> dict[Axis, int]:
+    """Where a global rank lies along each axis: the last axis varies fastest."""
+    found: dict[Axis, int] = {}
+    for axis in reversed(Axis):
+        rank, found[axis] = divmod(rank, degrees[axis])
+    return {axis: found[axis] for axis in Axis}
+
+
+def data_rank(rank: int, degrees: Mapping[Axis, int]) -> int:
+    """Which of the `data_ranks` shares of the samples a global rank sees."""
+    at, place = coordinates(rank, degrees), 0
+    for axis in DATA_AXES:
+        place = place * degrees[axis] + at[axis]
+    return place
+
+
 def build_mesh(device_type: str, degrees: Mapping[Axis, int]) -> "DeviceMesh":
-    """The device mesh of all axes, in the natural order of the global ranks; the process group must exist."""
+    """The device mesh of all axes and joints, in the natural order of the global ranks; the process group must exist.
+
+    A part is had by its name: `mesh["tp"]`, `mesh["shard"]`.
+    """
     from torch.distributed.device_mesh import init_device_mesh
 
     axes = list(Axis)
-    return init_device_mesh(device_type, tuple(degrees[axis] for axis in axes), mesh_dim_names=tuple(axes))
+    mesh = init_device_mesh(device_type, tuple(degrees[axis] for axis in axes), mesh_dim_names=tuple(axes))
+    for joint, joined in AXES_OF.items():
+        mesh[tuple(joined)]._flatten(str(joint))  # pyright: ignore[reportPrivateUsage]
+    return mesh
+
+
+def side_by_side(mesh: "DeviceMesh", *names: str) -> "DeviceMesh":
+    """One mesh with the named parts as its dimensions, outermost first: `("dp_replicate", "shard")` for HSDP."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return DeviceMesh._concatenate([mesh[name] for name in names])  # pyright: ignore[reportPrivateUsage]

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+STAGE = "_pipeline_stage_"
+"""Begins the names of the modules in which a pipeline keeps a rank's stages."""
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_orig_mod"})
 
 
 def canonical(name: str) -> str:
-    """The name without the path parts that activation checkpointing and torch.compile add."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    """The name without the path parts that activation checkpointing, torch.compile and a pipeline add."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS and not part.startswith(STAGE))
 
 
 def canonical_names(model: "nn.Module") -> list[str]:

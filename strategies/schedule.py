@@ -12,12 +12,13 @@ Source: Loshchilov and Hutter 2017, arXiv:1608.03983 (cosine); Hu et al. 2024, a
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from .base import Owns, Program, Run
 from .limits import AtLeast, Count, PositiveInt
+from .refusal import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Schedule:
     reference_tokens_per_step: PositiveInt | None = None
     """Tokens per step for which the learning rate was chosen; the rate is scaled by actual / reference."""
 
-    conflicts: ClassVar[Mapping[str, str]] = {}
+    conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property
     def owns(self) -> frozenset[Owns]:

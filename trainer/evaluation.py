@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..strategies.base import Batch, Program
@@ -33,18 +34,25 @@ class EvaluationRecord:
 
 
 def evaluate(
-    program: Program, batches: Iterable[Batch], reduce: "Callable[[torch.Tensor], torch.Tensor]"
+    program: Program, batches: Iterable[Batch], reduce: "Callable[[torch.Tensor, torch.Tensor], list[float]]"
 ) -> tuple[float, int]:
-    """Mean loss in nats a token over all ranks, and the number of tokens it is a mean of."""
+    """Mean loss in nats a token over all ranks, and the number of tokens it is a mean of.
+
+    `reduce` adds this rank's sum of losses and number of tokens to those of the others.
+    """
     import torch
 
     sums: torch.Tensor | None = None
-    with torch.no_grad(), program.forward_context():
-        for batch in batches:
-            loss = program.loss(program.model(batch.inputs), batch).detach().double()
-            counted = torch.stack([loss, (batch.labels != -100).sum().to(loss)])
-            sums = counted if sums is None else sums + counted
+    num_tokens: torch.Tensor | None = None
+    waiting = iter(batches)
+    with torch.no_grad():
+        while microbatches := list(islice(waiting, program.num_microbatches)):
+            counted = torch.stack([(batch.labels != -100).sum() for batch in microbatches]).sum()
+            loss = program.forward_only(program, microbatches)
+            sums = loss if sums is None else sums + loss
+            num_tokens = counted if num_tokens is None else num_tokens + counted
     program.after_evaluation()
     assert sums is not None, "an evaluation needs at least one microbatch"
-    loss_sum, num_tokens = reduce(sums).tolist()
-    return (loss_sum / num_tokens if num_tokens else float("nan")), int(num_tokens)
+    assert num_tokens is not None
+    loss_sum, total = reduce(sums, num_tokens.to(sums))
+    return (loss_sum / total if total else float("nan")), int(total)

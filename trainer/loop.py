@@ -85,22 +85,26 @@ def train(
     rate_now: float | None = None
     for step in range(first_step, num_steps):
         done = step + 1
+        rate = program.learning_rate(step)
+        if rate != rate_now:
+            rate_now = rate
+            for group, base in groups:
+                group["lr"] = base * rate
         with mark(Span.DATA_WAIT):
             host_batches = feed.wait()
         with mark(Span.HOST_TO_DEVICE):
             microbatches, num_tokens = feed.to_device(host_batches)
         loss_sum = program.forward_backward(program, microbatches, divisor / num_tokens, mark)
+        for finish in program.after_backward:
+            finish()
         with mark(Span.CLIP):
             scaling.unscale(optimizer)
-            grad_norm = program.clip_gradients(parameters, want_norm=wants_norm(done))
+            grad_norm = program.clip_gradients(program, parameters, want_norm=wants_norm(done))
         with mark(Span.OPTIMIZER):
-            rate = program.learning_rate(step)
-            if rate != rate_now:
-                rate_now = rate
-                for group, base in groups:
-                    group["lr"] = base * rate
             scaling.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
+            for follow in program.after_step:
+                follow()
         feed.run_ahead(mark)
         result = StepResult(done, loss_sum, num_tokens, grad_norm, rate * base_rates[0])
         stop = False

@@ -109,11 +109,13 @@ class Meter:
     num_ranks: int
     device: "torch.device"
     reduce: Callable[["torch.Tensor"], "torch.Tensor"]
-    """Sum over the data ranks."""
+    """Sum over all ranks."""
     waited_s: Callable[[], float]
     """Time blocked in the loader since the beginning."""
     stop_requested: Callable[[], bool]
     write: Callable[[Record], None]
+    loss_counts: float = 1.0
+    """0 if another rank adds the very same sum of losses."""
     _start_s: float = field(default=0.0, init=False)
     _last_s: float = field(default=0.0, init=False)
     _last_step: int = field(default=0, init=False)
@@ -136,7 +138,7 @@ class Meter:
         The wish to stop rides on the reduction of the loss, so that asking costs no collective of its own.
         """
         steps = max(1, result.step - self._last_step)
-        loss_sum = float(result.loss_sum)  # the one place where the host waits for the device
+        loss_sum = self.loss_counts * float(result.loss_sum)  # the one place where the host waits for the device
         step_s = (time.perf_counter() - self._last_s) / steps
         total, stops, step_s = self._sum(loss_sum, float(self.stop_requested()), step_s)
         self._ask_every = max(1, round(STOP_WITHIN_S * self.num_ranks / max(step_s, 1e-9)))

@@ -19,10 +19,11 @@ def accumulate(program: Program, microbatches: Sequence[Batch], scale: "float | 
     total: Tensor | None = None
     seed: Tensor | None = None
     last = len(microbatches) - 1
-    for i, batch in enumerate(microbatches):
+    for i, whole in enumerate(microbatches):
+        batch = program.shard_batch(whole)
         with program.before_microbatch(i == last):
             with mark(Span.FORWARD), program.forward_context():
-                loss = program.loss(program.model(batch.inputs), batch)
+                loss = program.loss(program.model(*batch.arguments), batch)
             with mark(Span.BACKWARD):
                 seed = _seed(scale, loss) if seed is None else seed
                 backward(program.loss_scaling.scale(loss), seed, mark)

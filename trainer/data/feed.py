@@ -131,7 +131,7 @@ class DeviceFeed:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(ready)
         for batch in copies:
-            for tensor in batch:
+            for tensor in (*batch.arguments, batch.labels):
                 tensor.record_stream(stream)  # made on the copy stream, used on this one
         self._ahead = None
         return StepData(copies, num_tokens)

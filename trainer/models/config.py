@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from ...strategies.base import Facts
+from ...strategies.facts import Cuts, Facts, Slicing
 from ...strategies.limits import Above, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
@@ -87,12 +87,60 @@ class DecoderConfig:
         """What strategies may know about this decoder."""
         # A tied embedding is used at both ends of the forward pass, so it stays with the root, which is never freed.
         units = () if self.tie_embeddings else (("embedding",), ("norm", "head"))
+        blocks = tuple(f"layers.{i}" for i in range(self.num_layers))
         return Facts(
-            blocks=tuple(f"layers.{i}" for i in range(self.num_layers)),
+            blocks=blocks,
             units=units,
             num_parameters=self.num_parameters(),
             flops_per_token=self.flops_per_token(sequence_length),
+            sequence_length=sequence_length,
             initialise=self._initialise,
+            slicing=self._slicing(blocks),
+            sliced_sizes={
+                "model.decoder.num_heads": self.num_heads,
+                "model.decoder.num_kv_heads": self.kv_heads,
+                "model.decoder.ffn_dim": self.ffn_dim,
+                "model.decoder.vocab_size": self.vocab_size,
+            },
+            attentions=tuple(f"{block}.attention.core" for block in blocks),
+            head="" if self.tie_embeddings else "head",
+            precise=() if self.tie_embeddings else ("head",),
+            tied=self.tie_embeddings,
+            cuts=self._cuts(sequence_length),
+        )
+
+    def _slicing(self, blocks: tuple[str, ...]) -> dict[str, Slicing]:
+        """Attention by heads, feed-forward by its width, embedding and output projection by the vocabulary.
+
+        Source: Shoeybi et al. 2019, arXiv:1909.08053 (section 3); Korthikanti et al. 2022, arXiv:2205.05198 (4.2).
+        """
+        in_block = {
+            "attention_norm": Slicing.POSITIONWISE,
+            "attention": Slicing.REGION,
+            "attention.query": Slicing.COLUMN,
+            "attention.key": Slicing.COLUMN,
+            "attention.value": Slicing.COLUMN,
+            "attention.out": Slicing.ROW,
+            "ffn_norm": Slicing.POSITIONWISE,
+            "ffn": Slicing.REGION,
+            "ffn.gate": Slicing.COLUMN,
+            "ffn.up": Slicing.COLUMN,
+            "ffn.down": Slicing.ROW,
+        }
+        outside = {"embedding": Slicing.EMBEDDING, "norm": Slicing.POSITIONWISE, "head": Slicing.HEAD}
+        return outside | {f"{block}.{name}": how for block in blocks for name, how in in_block.items()}
+
+    def _cuts(self, sequence_length: int) -> Cuts:
+        """Forward FLOPs a token of each piece: 2 for each parameter that multiplies, and 4 T D for the attention."""
+        block = 2.0 * (self.parameters_per_block() - 2 * self.dim) + 4.0 * sequence_length * self.dim
+        return Cuts(
+            before=("embedding",),
+            after=("norm", "head"),
+            block_costs=(block,) * self.num_layers,
+            before_cost=0.0,  # a lookup
+            after_cost=2.0 * self.vocab_size * self.dim,
+            width=self.dim,
+            vocab_size=self.vocab_size,
         )
 
     def _initialise(self, name: str, weight: "torch.Tensor", generator: "torch.Generator") -> None:

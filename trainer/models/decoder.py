@@ -38,29 +38,38 @@ def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTK.dtype)
 
 
+class CausalAttention(nn.Module):
+    """Attention of each position to itself and those before it; without parameters, so that it can be replaced."""
+
+    def forward(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+        """[B, H, T, K], with G key and value heads, each for H/G query heads -> [B, H, T, K]."""
+        groups = q_BHTK.shape[1] // k_BGTK.shape[1]
+        if groups > 1:
+            # Expanded here rather than by enable_gqa, which has no fused kernel on the CPU, nor in float32 on CUDA.
+            k_BGTK, v_BGTK = k_BGTK.repeat_interleave(groups, dim=1), v_BGTK.repeat_interleave(groups, dim=1)
+        return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped key and value heads."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.num_heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_dim
+        self.head_dim = config.head_dim
         self.query = nn.Linear(config.dim, config.num_heads * config.head_dim, bias=False)
         self.key = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
         self.value = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
         self.out = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+        self.core = CausalAttention()
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """[B, T, D] -> [B, T, D]; the number of heads follows from the weights, of which a rank may hold a part."""
         b, t, _ = x_BTD.shape
         q = self.query(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
         k = self.key(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
         v = self.value(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if self.kv_heads != self.num_heads:
-            # Expanded here rather than by enable_gqa, which has no fused kernel on the CPU, nor in float32 on CUDA.
-            groups = self.num_heads // self.kv_heads
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        out_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out_BHTK = self.core(q, k, v)
         return self.out(out_BHTK.transpose(1, 2).reshape(b, t, -1))
 
 
@@ -106,12 +115,16 @@ class Decoder(nn.Module):
         # Kept as a module only when it has weights of its own, so that no name stands for two tensors.
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
 
-    def forward(self, tokens_BT: Tensor, positions_T: Tensor | None = None) -> Tensor:
-        """[B, T] ids -> [B, T, V] logits; `positions_T` defaults to 0 .. T-1."""
+    def forward(self, x: Tensor, positions_T: Tensor | None = None) -> Tensor:
+        """[B, T] ids -> [B, T, V] logits; `positions_T` defaults to 0 .. T-1.
+
+        A pipeline puts modules that hand on what they get in the places of those that another rank has; so a later
+        stage takes, and an earlier one returns, [B, T, D].
+        """
         if positions_T is None:
-            positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+            positions_T = torch.arange(x.shape[1], device=x.device)
         cos, sin = rotary_angles(positions_T, self.config.head_dim, self.config.rope_theta)
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD = self.embedding(x)
         for layer in self.layers:
             x_BTD = layer(x_BTD, cos, sin)
         x_BTD = self.norm(x_BTD)
