@@ -7,6 +7,7 @@ import sys
 
 
 def main() -> None:
+    sys.path.append(os.path.join(os.path.dirname(__file__), "shared"))
     path, name, arguments = pickle.load(sys.stdin.buffer)
     spec = importlib.util.spec_from_file_location("test_module", path)
     assert spec is not None
