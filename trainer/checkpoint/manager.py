@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...strategies.base import Program
+from ...strategies.names import canonical
 from .config import CheckpointConfig
 from .errors import CheckpointError
 
@@ -149,9 +150,10 @@ class Checkpoints:
             raise CheckpointError(f"{path}: {_first_cause(error)}; use another checkpoint") from error
         except Exception as error:  # a damaged file fails deep inside torch, in many kinds
             raise CheckpointError(f"{path}: cannot be loaded ({error}); use another checkpoint") from error
-        set_model_state_dict(self.program.model, tensors["model"])
+        paths = self._paths()
+        set_model_state_dict(self.program.model, {paths[name]: each for name, each in tensors["model"].items()})
         optimizer_state = self._optimizer_state()
-        optimizer_state["state"] = tensors["optimizer"]
+        optimizer_state["state"] = {paths[name]: each for name, each in tensors["optimizer"].items()}
         set_optimizer_state_dict(self.program.model, self.optimizer, optimizer_state)
         rng.restore(tensors["rng"][f"rank-{self.rank}"], self.device)
         if scaling.keys() == self.program.loss_scaling.state().keys():  # else the format has changed: it starts anew
@@ -199,11 +201,18 @@ class Checkpoints:
 
         from . import rng
 
+        model, optimizer = get_model_state_dict(self.program.model), self._optimizer_state()["state"]
         return {
-            "model": get_model_state_dict(self.program.model),
-            "optimizer": self._optimizer_state()["state"],
+            "model": {canonical(path): each for path, each in model.items()},
+            "optimizer": {canonical(path): each for path, each in optimizer.items()},
             "rng": {f"rank-{self.rank}": rng.capture(self.device)},
         }
+
+    def _paths(self) -> dict[str, str]:
+        """Where this rank keeps what a checkpoint calls by its canonical name: a pipeline puts its stages in front."""
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        return {canonical(path): path for path in get_model_state_dict(self.program.model)}
 
     def _optimizer_state(self) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
