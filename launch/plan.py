@@ -94,9 +94,10 @@ def make_plan(
     Raises: UsageError with every problem.
     """
     device_type = _device_type(recipe, num_gpus)
-    required = recipe.mesh.required_ranks(owned_axes(recipe.strategies))
-    ranks = num_ranks or required or (max(1, num_gpus) if device_type == "cuda" else recipe.run.cpu_ranks)
-    degrees, found = resolve_degrees(recipe.mesh, max(ranks, 1), owned_axes(recipe.strategies))
+    owned = owned_axes(recipe.strategies)
+    present = max(1, num_gpus) if device_type == "cuda" else recipe.run.cpu_ranks
+    ranks = num_ranks or recipe.mesh.required_ranks(owned) or max(present, recipe.mesh.least_ranks)
+    degrees, found = resolve_degrees(recipe.mesh, max(ranks, 1), owned)
     plan = Plan(
         recipe=recipe,
         device_type=device_type,

@@ -1,6 +1,7 @@
 """The axes along which ranks work together, and how many ranks lie along each."""
 
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -71,12 +72,17 @@ class MeshConfig:
         """The degrees that the recipe states."""
         return {Axis(f.name): getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
+    @property
+    def least_ranks(self) -> int:
+        """World size that the stated degrees need, if no other axis is longer than 1."""
+        return math.prod(self.given().values())
+
     def required_ranks(self, owned: Collection[Axis]) -> int | None:
         """World size that the stated degrees need, or None if an owned axis is free to take any number."""
         given = self.given()
         if any(axis in owned and axis not in given for axis in _TAKES_THE_REST):
             return None
-        return math.prod(given.values()) if given else None
+        return self.least_ranks if given else None
 
 
 def resolve_degrees(mesh: MeshConfig, world_size: int, owned: Collection[Axis]) -> tuple[dict[Axis, int], list[str]]:
@@ -144,6 +150,8 @@ def build_mesh(device_type: str, degrees: Mapping[Axis, int]) -> "DeviceMesh":
     from torch.distributed.device_mesh import init_device_mesh
 
     axes = list(Axis)
+    # Torch means to end the slicing of joints some day, and says so to users, who can do nothing about it.
+    warnings.filterwarnings("ignore", message="Slicing a flattened dim", module="torch")
     mesh = init_device_mesh(device_type, tuple(degrees[axis] for axis in axes), mesh_dim_names=tuple(axes))
     for joint, joined in AXES_OF.items():
         mesh[tuple(joined)]._flatten(str(joint))  # pyright: ignore[reportPrivateUsage]

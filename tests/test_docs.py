@@ -47,11 +47,11 @@ def test_the_strategy_in_the_docs_works_as_a_plugin(monkeypatch: pytest.MonkeyPa
     parameter.grad = torch.zeros(1000)
     from stepladder.strategies.base import Program
 
-    def keep(parameters: Any, *, want_norm: bool) -> Any:
+    def keep(program: Any, parameters: Any, *, want_norm: bool) -> Any:
         return parameters[0].grad.std()
 
     program = Program(model=torch.nn.Identity(), facts=Any, loss=Any, forward_backward=Any, clip_gradients=keep)
-    noise = strategy.apply(program, None).clip_gradients([parameter], want_norm=True)
+    noise = strategy.apply(program, None).clip_gradients(program, [parameter], want_norm=True)
     assert 0.4 < float(noise) < 0.6
 
 

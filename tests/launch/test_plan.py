@@ -71,6 +71,22 @@ def test_the_axis_that_is_left_out_takes_the_ranks(strategy: str, mesh: Any, deg
     assert plan.num_data_ranks == 4
 
 
+@pytest.mark.parametrize(
+    ("num_gpus", "mesh", "degrees"),
+    [
+        (8, {"dp_shard": 4}, (2, 4)),
+        (8, {"dp_shard": 8}, (1, 8)),
+        (8, {"dp_replicate": 2}, (2, 4)),
+        (0, {"dp_shard": 4}, (1, 4)),  # on a laptop: the fewest ranks that the recipe can mean
+    ],
+)
+def test_fsdp2_replicates_over_the_ranks_that_remain(num_gpus: int, mesh: Any, degrees: tuple[int, int]) -> None:
+    plan = plan_of(num_gpus, strategies={"adamw": {}, "fsdp2": {}}, mesh=mesh)
+
+    assert (plan.degrees[Axis.DP_REPLICATE], plan.degrees[Axis.DP_SHARD]) == degrees
+    assert plan.num_data_ranks == plan.num_ranks
+
+
 PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "more ranks than GPUs": ({"num_gpus": 2, "num_ranks": 4}, "ranks: 4 are wanted, but this machine has 2 GPUs"),
     "a mesh larger than the machine": ({"num_gpus": 2, "mesh": {"dp_replicate": 4}}, "4 are wanted"),

@@ -110,7 +110,7 @@ def sharded_overflow() -> list[tuple[float, bool]]:
     from stepladder.strategies.fsdp2 import FSDP2
     from stepladder.strategies.mesh import Axis, build_mesh
 
-    degrees = {Axis.DP_REPLICATE: 1, Axis.DP_SHARD: 2}
+    degrees = dict.fromkeys(Axis, 1) | {Axis.DP_SHARD: 2}
     facts = Facts(blocks=("0",))
     run = Run(
         device_type="cpu", degrees=degrees, facts=facts, num_steps=1, tokens_per_step=1, seed=0, active=frozenset(),

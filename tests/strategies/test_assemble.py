@@ -28,7 +28,7 @@ class Does:
     """A strategy that does what it is told."""
 
     act: Callable[[nn.Module], Any]
-    conflicts = {}  # noqa: RUF012
+    conflicts = ()
     owns = frozenset()
 
     def check(self, run: Run) -> Any:

@@ -13,14 +13,15 @@ from stepladder.strategies.ac import ActivationCheckpointing
 from stepladder.strategies.accumulation import Accumulation
 from stepladder.strategies.adamw import AdamW
 from stepladder.strategies.amp import Amp
-from stepladder.strategies.base import Run
-from stepladder.strategies.check import owned_axes, problems
+from stepladder.strategies.base import Owns, Run
+from stepladder.strategies.check import environment, owned_axes, owners, problems
 from stepladder.strategies.clip import Clip
 from stepladder.strategies.compile import Compile
 from stepladder.strategies.ddp import DDP
 from stepladder.strategies.fsdp2 import FSDP2
 from stepladder.strategies.limits import Above, AtLeast, Below
 from stepladder.strategies.mesh import Axis, MeshConfig, resolve_degrees
+from stepladder.strategies.refusal import Refusal
 from stepladder.strategies.schedule import Schedule
 
 
@@ -57,7 +58,17 @@ class Picky:
     """Works beside nobody called clip."""
 
     size: int = 1
-    conflicts = {"clip": "both touch the gradients; remove one"}  # noqa: RUF012
+    conflicts = (
+        Refusal(beside="clip", why="both touch the gradients", instead="remove one"),
+        Refusal(
+            beside="mesh.tp",
+            setting="size = 3",
+            holds=lambda picky, run: picky.size == 3,
+            why="three do not share",
+            instead="use size = 2",
+        ),
+        Refusal(beside="device cuda", why="it is picky", instead="use the CPU"),
+    )
     owns = frozenset()
 
     def check(self, run: Run) -> Iterator[str]:
@@ -75,6 +86,70 @@ def test_declared_conflicts_hold_and_problems_carry_the_path_of_their_key(make_r
     assert len(said(Strategies(adamw=AdamW(), ac=Picky()), make_run)) == 2  # pyright: ignore
 
 
+def test_a_refusal_holds_beside_a_strategy_an_axis_or_a_device_and_for_its_setting_only(
+    make_run: Callable[..., Run],
+) -> None:
+    two = dict.fromkeys(Axis, 1) | {Axis.TP: 2}
+    cases: list[tuple[int, dict[str, Any], list[str]]] = [
+        (1, {}, []),
+        (1, {"degrees": two}, []),
+        (3, {}, []),
+        (3, {"degrees": two}, ["size = 3: cannot work beside mesh.tp: three do not share; use size = 2"]),
+        (1, {"device_type": "cuda"}, ["cannot work beside device cuda: it is picky; use the CPU"]),
+        (1, {"active": {"clip"}}, ["cannot work beside strategies.clip: both touch the gradients; remove one"]),
+        (1, {"active": {"clipper"}}, []),
+    ]
+    for size, run, sentences in cases:
+        picky = Picky(size=size)
+        assert [r.sentence() for r in Picky.conflicts if r.applies(picky, make_run(**run))] == sentences, (size, run)
+
+
+def test_declared_combinations_are_refused(make_run: Callable[..., Run]) -> None:
+    whole, graphs = Compile(scope="model"), Compile(mode="reduce-overhead")
+    axis = lambda name: {"degrees": dict.fromkeys(Axis, 1) | {Axis(name): 2}}  # noqa: E731
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"compile": whole, "fsdp2": FSDP2()}, {}, "strategies.compile.scope = 'model': cannot work beside strategies"),
+        ({"compile": graphs, "ac": ActivationCheckpointing()}, {"device_type": "cuda"}, "CUDA graphs collide"),
+        ({"compile": graphs}, {}, "no effect without a GPU; use 'default'"),
+        ({"ddp": DDP()}, axis("tp"), "strategies.ddp: cannot work beside mesh.tp"),
+        ({"ddp": DDP()}, axis("pp"), "strategies.ddp: cannot work beside mesh.pp"),
+        ({"ddp": DDP(static_graph=True), "accumulation": Accumulation()}, {}, "ddp.static_graph = true: cannot work"),
+    ]
+    for strategies, run, sentence in cases:
+        (found,) = said(Strategies(adamw=AdamW(), **strategies), make_run, **run)
+        assert sentence in found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Servant:
+    """Would keep replicas together, if nobody else did, and wants something of its environment."""
+
+    conflicts = ()
+    owns = frozenset({Owns.DP_SHARD})
+    serves = frozenset({Owns.DP_REPLICATE})
+
+    def check(self, run: Run) -> Iterator[str]:
+        return iter(())
+
+    def environment(self, run: Run) -> dict[str, str]:
+        return {"LEVEL": str(run.seed)}
+
+
+def test_who_serves_takes_over_what_nobody_owns(make_run: Callable[..., Run]) -> None:
+    alone: Any = Strategies(adamw=AdamW(), fsdp2=Servant())  # pyright: ignore[reportArgumentType]
+    assert owners(alone)[Owns.DP_REPLICATE] == "fsdp2"
+    assert owned_axes(alone) == [Axis.DP_REPLICATE, Axis.DP_SHARD]
+    beside: Any = Strategies(adamw=AdamW(), fsdp2=Servant(), ddp=DDP())  # pyright: ignore[reportArgumentType]
+    assert owners(beside)[Owns.DP_REPLICATE] == "ddp"
+    assert said(beside, make_run) == []  # to serve is no claim
+
+
+def test_the_environment_is_known_with_who_wants_it(make_run: Callable[..., Run]) -> None:
+    some: Any = Strategies(adamw=AdamW(), fsdp2=Servant())  # pyright: ignore[reportArgumentType]
+    assert environment(some, make_run(seed=5)) == {"LEVEL": ("5", "fsdp2")}
+    assert environment(Strategies(adamw=AdamW()), make_run()) == {}
+
+
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("ac", ActivationCheckpointing(), {"num_blocks": 0}, "names no blocks"),
     ("ac", ActivationCheckpointing(every=5), {}, "every = 5"),
@@ -82,9 +157,7 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("ac", ActivationCheckpointing(mode="selective", save=()), {}, "save = []"),
     ("ac", ActivationCheckpointing(mode="selective", save=("mm",)), {}, "'mm': not an operator"),
     ("compile", Compile(), {"num_blocks": 0}, "scope = 'block'"),
-    ("compile", Compile(scope="model"), {"active": ["fsdp2"]}, "scope = 'model'"),
     ("compile", Compile(mode="max-autotune", backend="eager"), {}, "mode = 'max-autotune': has no effect"),
-    ("compile", Compile(mode="reduce-overhead"), {"active": ["ac"], "device_type": "cuda"}, "CUDA graphs"),
     ("ddp", DDP(static_graph=True, find_unused_parameters=True), {}, "find_unused_parameters = true: has no effect"),
     ("fsdp2", FSDP2(), {"num_blocks": 0}, "names no blocks"),
     ("fsdp2", FSDP2(prefetch=4), {}, "prefetch = 4"),
@@ -115,8 +188,12 @@ def test_limits_refuse_what_lies_outside_and_what_is_no_number() -> None:
 
 
 def solvable(given: dict[Axis, int], world_size: int, owned: tuple[Axis, ...]) -> bool:
-    """Brute force: is there any choice of degrees that uses all ranks, and nobody's axis is longer than 1?"""
-    choices = [[given[axis]] if axis in given else range(1, world_size + 1) if axis in owned else [1] for axis in Axis]
+    """Brute force: is there any choice of degrees that uses all ranks, and nobody's axis is longer than 1?
+
+    Of the axes that are not stated, dp_shard may take any number, or else dp_replicate; the others have 1.
+    """
+    free = [axis for axis in (Axis.DP_SHARD, Axis.DP_REPLICATE) if axis in owned and axis not in given][:1]
+    choices = [[given[axis]] if axis in given else range(1, world_size + 1) if axis in free else [1] for axis in Axis]
     return any(
         math.prod(degrees) == world_size and all(d == 1 or axis in owned for axis, d in zip(Axis, degrees, strict=True))
         for degrees in itertools.product(*choices)
@@ -125,9 +202,10 @@ def solvable(given: dict[Axis, int], world_size: int, owned: tuple[Axis, ...]) -
 
 def test_degrees_are_found_exactly_where_they_exist() -> None:
     counts = {True: 0, False: 0}
-    for replicate, shard, world_size in itertools.product((None, 1, 2, 3), (None, 1, 2, 4), (1, 2, 3, 4, 6, 8)):
-        for owned in ((), (Axis.DP_REPLICATE,), (Axis.DP_SHARD,), tuple(Axis)):
-            mesh = MeshConfig(dp_replicate=replicate, dp_shard=shard)
+    stated = itertools.product((None, 1, 2, 3), (None, 1, 2, 4), (None, 2), (None, 2), (1, 2, 3, 4, 6, 8))
+    for replicate, shard, pp, tp, world_size in stated:
+        for owned in ((), (Axis.DP_REPLICATE,), (Axis.DP_SHARD, Axis.TP), tuple(Axis)):
+            mesh = MeshConfig(dp_replicate=replicate, dp_shard=shard, pp=pp, tp=tp)
             degrees, found = resolve_degrees(mesh, world_size, owned)
             possible = solvable(mesh.given(), world_size, owned)
             assert (not found) == possible, (mesh, world_size, owned, found)
@@ -135,6 +213,8 @@ def test_degrees_are_found_exactly_where_they_exist() -> None:
             if possible:
                 assert math.prod(degrees.values()) == world_size
                 assert all(degrees[axis] == degree for axis, degree in mesh.given().items())
+                required = mesh.required_ranks(owned)
+                assert required in (None, world_size), (mesh, world_size, owned)
     assert min(counts.values()) > 50
 
 

@@ -42,7 +42,7 @@ def test_gradients_shrink_to_the_bound_and_no_further(
     norm = NORMS[norm_type](before)
     clip = Clip(max_norm=part * norm, norm_type=norm_type).apply(make_program(device="meta"), make_run())
 
-    told = clip.clip_gradients(made, want_norm=False)
+    told = clip.clip_gradients(clip, made, want_norm=False)
 
     assert told is not None
     assert float(told) == pytest.approx(norm, rel=1e-6)
@@ -51,11 +51,13 @@ def test_gradients_shrink_to_the_bound_and_no_further(
     assert NORMS[norm_type](gradients(made)) == pytest.approx(min(1.0, part) * norm, rel=1e-5)
 
 
-def test_the_norm_is_measured_only_for_those_who_want_it_and_changes_nothing() -> None:
-    made = parameters()
+def test_the_norm_is_measured_only_for_those_who_want_it_and_changes_nothing(
+    make_program: Callable[..., Program],
+) -> None:
+    made, program = parameters(), make_program(device="meta")
     before = gradients(made)
-    assert measure_norm(made, want_norm=False) is None
-    told = measure_norm(made, want_norm=True)
+    assert measure_norm(program, made, want_norm=False) is None
+    told = measure_norm(program, made, want_norm=True)
     assert told is not None
     assert float(told) == pytest.approx(NORMS[2.0](before), rel=1e-6)
     assert gradients(made) == before

@@ -40,7 +40,7 @@ def ddp_facts(keys: dict[str, Any], num_microbatches: int, unused: bool) -> dict
     """What one step of a DDP model sends, and how its gradients lie in memory."""
     import torch.distributed as dist
 
-    degrees = {Axis.DP_REPLICATE: 2, Axis.DP_SHARD: 1}
+    degrees = dict.fromkeys(Axis, 1) | {Axis.DP_REPLICATE: 2}
     run = Run(
         device_type="cpu",
         degrees=degrees,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ Report = dict[str, Any]
 def build(config: DecoderConfig, **strategies: Any) -> Any:
     from stepladder.strategies import Strategies
 
-    degrees = {Axis.DP_REPLICATE: 1, Axis.DP_SHARD: torch.distributed.get_world_size()}
+    degrees = dict.fromkeys(Axis, 1) | {Axis.DP_SHARD: torch.distributed.get_world_size()}
     run = Run(
         device_type="cpu",
         degrees=degrees,
@@ -129,8 +130,9 @@ def clipped(norm_type: float) -> tuple[float, float, float]:
         return float(torch.linalg.vector_norm(values, norm_type))
 
     before = norm()
-    clip = Clip(max_norm=before / 2, norm_type=norm_type).apply(program, None)  # type: ignore[arg-type]
-    told = clip.clip_gradients(parameters, want_norm=False)
+    alone: Any = SimpleNamespace(device=torch.device("cpu"))
+    clip = Clip(max_norm=before / 2, norm_type=norm_type).apply(program, alone)
+    told = clip.clip_gradients(clip, parameters, want_norm=False)
     return float(told.full_tensor() if hasattr(told, "full_tensor") else told), before, norm()  # type: ignore[union-attr]
 
 

@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from stepladder.strategies.refusal import Refusal
+
 
 @dataclass(frozen=True, kw_only=True)
 class Twice:
@@ -37,7 +39,7 @@ class Twice:
     """How many times."""
 
     after: ClassVar[str] = "ac"
-    conflicts: ClassVar[dict[str, str]] = {"amp": "nobody knows; remove one"}
+    conflicts: ClassVar[tuple[Refusal, ...]] = (Refusal(beside="amp", why="nobody knows", instead="remove one"),)
     owns: ClassVar[frozenset] = frozenset()
 
     def check(self, run) -> Iterator[str]:
@@ -51,7 +53,7 @@ class Twice:
 @dataclass(kw_only=True)
 class Mutable:
     after: ClassVar[str] = "ac"
-    conflicts: ClassVar[dict[str, str]] = {}
+    conflicts: ClassVar[tuple] = ()
     owns: ClassVar[frozenset] = frozenset()
 
     def check(self, run): return iter(())
@@ -65,7 +67,7 @@ class NotADataclass:
 @dataclass(frozen=True)
 class Lost:
     after: ClassVar[str] = "nowhere"
-    conflicts: ClassVar[dict[str, str]] = {}
+    conflicts: ClassVar[tuple] = ()
     owns: ClassVar[frozenset] = frozenset()
 
     def check(self, run): return iter(())
@@ -75,7 +77,7 @@ class Lost:
 @dataclass(frozen=True)
 class Unfinished:
     after: ClassVar[str] = "ac"
-    conflicts: ClassVar[dict[str, str]] = {}
+    conflicts: ClassVar[tuple] = ()
 '''
 
 

@@ -63,7 +63,7 @@ def run() -> Run:
     ) -> tuple[int, list[StepResult], Any, Program]:
         asked: list[bool] = []
 
-        def clip(parameters: Any, *, want_norm: bool) -> torch.Tensor | None:
+        def clip(program: Program, parameters: Any, *, want_norm: bool) -> torch.Tensor | None:
             asked.append(want_norm)
             return parameters[0].grad.clone() if want_norm else None
 

@@ -80,7 +80,7 @@ def outcome(strategies: dict[str, Any]) -> tuple[float, float, dict[str, torch.T
     for name, parameter in program.model.named_parameters():
         grad: Any = parameter.grad
         gradients[name.removeprefix("module.")] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
-    held_out = evaluate(program, microbatches, reduce)
+    held_out = evaluate(program, microbatches, lambda loss, tokens: reduce(torch.stack([loss, tokens])).tolist())
     return float(reduce(loss_sum)) / float(num_tokens), float(num_tokens), gradients, held_out
 
 
@@ -149,6 +149,10 @@ def plain_program(**changes: Any) -> Program:
     return replace(program, **changes)
 
 
+def own_sums(loss: torch.Tensor, num_tokens: torch.Tensor) -> list[float]:
+    return [float(loss), float(num_tokens)]
+
+
 def test_evaluation_is_the_mean_over_tokens_and_not_over_batches() -> None:
     program = plain_program()
     with torch.no_grad():
@@ -160,12 +164,12 @@ def test_evaluation_is_the_mean_over_tokens_and_not_over_batches() -> None:
         labels = torch.zeros(size, dtype=torch.long)
         labels[size - ignored :] = -100
         batches.append(Batch(torch.tensor([[float(v)] for v in islice(values, size)]), labels))
-    loss, num_tokens = evaluate(program, batches, lambda sums: sums)
+    loss, num_tokens = evaluate(program, batches, own_sums)
     assert num_tokens == 6
     assert loss == pytest.approx((1 + 2 + 3 + 4 + 5 + 9) / 6)
     assert all(p.grad is None for p in program.model.parameters())
 
     nothing = Batch(torch.ones(2, 1), torch.full((2,), -100))
-    loss, num_tokens = evaluate(program, [nothing], lambda sums: sums)
+    loss, num_tokens = evaluate(program, [nothing], own_sums)
     assert num_tokens == 0
     assert loss != loss
