@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     strategies.add_argument("name", nargs="?", help="a strategy, for its page and its keys")
     strategies.set_defaults(command=_strategies)
 
+    compatibility = commands.add_parser("compatibility", help="what works together, and what instead (Markdown)")
+    compatibility.set_defaults(command=_compatibility)
+
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(command=_recipes)
 
@@ -160,6 +163,13 @@ def _strategies(options: argparse.Namespace, given: Sequence[str]) -> int:
     from . import manual
 
     print(manual.page(options.name) if options.name else manual.overview())
+    return ExitCode.DONE
+
+
+def _compatibility(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from ..strategies import compatibility
+
+    print(compatibility.tables())
     return ExitCode.DONE
 
 
