@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stepladder.strategies.ac import ActivationCheckpointing
+from stepladder.strategies.ac import ActivationCheckpointing, _copies_to_host
 from stepladder.strategies.base import Facts, Program, Run
+from stepladder.strategies.compile import Compile
 from stepladder.strategies.errors import StrategyError
 
 NUM_LAYERS = 4
@@ -160,3 +163,122 @@ def test_dropout_is_replayed_if_and_only_if_the_random_state_is_preserved(
 def test_an_operator_that_torch_lacks_is_named(name: str, checkpointed: Callable[..., Program]) -> None:
     with pytest.raises(StrategyError, match=rf"strategies\.ac\.save = '{name}': torch .* has no such operator"):
         checkpointed(mode="selective", save=(name,))
+
+
+class Routed(nn.Module):
+    """One block that chooses by its largest inputs, and asks the host how many they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"all": nn.Linear(8, 8)})
+        self.block.forward = self.choose  # pyright: ignore[reportAttributeAccessIssue]
+
+    def choose(self, x: torch.Tensor) -> torch.Tensor:
+        values, _ = self.block["all"](x).topk(2)
+        count = int((values.detach() > -1e9).sum().item())
+        return values * count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x)
+
+
+def test_selective_neither_routes_anew_nor_asks_the_host_again(
+    make_program: Callable[..., Program], make_run: Callable[..., Run]
+) -> None:
+    counted: dict[str, Counter[str]] = {}
+    for mode in ("full", "selective"):
+        program = make_program(model=Routed(), facts=Facts(blocks=("block",)))
+        program = ActivationCheckpointing(mode=mode).apply(program, make_run())
+        with CountOperators() as operators:
+            program.model(torch.randn(4, 8)).sum().backward()
+        counted[mode] = operators.counts
+    for operator in ("aten.topk.default", "aten._local_scalar_dense.default"):
+        assert (counted["full"][operator], counted["selective"][operator]) == (2, 1), operator
+    assert counted["selective"]["aten.mul.Tensor"] >= 2  # the cheap rest is computed again
+
+
+def test_only_copies_from_the_device_to_the_host_are_kept() -> None:
+    copy, on_device, on_host = torch.ops.aten._to_copy.default, torch.empty(1, device="meta"), torch.empty(1)
+    assert _copies_to_host(copy, (on_device,), {"device": "cpu"})
+    assert not _copies_to_host(copy, (on_device,), {"dtype": torch.bfloat16})
+    assert not _copies_to_host(copy, (on_host,), {"device": "cpu"})
+    assert not _copies_to_host(torch.ops.aten.clone.default, (on_device,), {"device": "cpu"})
+
+
+def compute_with_collectives(mode: Any) -> Counter[str]:
+    """Operators of forward and backward through a block that exchanges tokens."""
+    from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
+    from torch.distributed.distributed_c10d import _get_default_group
+
+    class Exchange(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return wait_tensor(all_to_all_single_autograd(x.square(), None, None, _get_default_group())).square()
+
+    block = checkpoint_wrapper(Exchange(), **ActivationCheckpointing(mode=mode)._wrapper_options(pin=False))
+    x = torch.arange(4.0).requires_grad_()
+    with CountOperators() as operators:
+        block(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, 4 * x.detach() ** 3)
+    return operators.counts
+
+
+def collectives() -> list[tuple[int, int]]:
+    exchange, square = "_c10d_functional.all_to_all_single.default", "aten.pow.Tensor_Scalar"
+    return [(c[exchange], c[square]) for c in (compute_with_collectives("full"), compute_with_collectives("selective"))]
+
+
+def test_selective_does_not_send_tokens_twice(run_ranks: Any) -> None:
+    (full, squares), (selective, squares_again) = run_ranks(collectives, 2)
+    assert (full, selective) == (3, 2)  # there, there again, and back
+    assert squares == squares_again
+
+
+def test_a_budget_makes_the_compiler_keep_less(
+    make_program: Callable[..., Program], make_run: Callable[..., Run]
+) -> None:
+    def kept(strategy: ActivationCheckpointing | None) -> int:
+        torch._dynamo.reset()
+        with torch._functorch.config.patch(activation_memory_budget=1.0):  # the setting is the process's: put it back
+            program = make_program(num_layers=NUM_LAYERS)
+            if strategy:
+                program = strategy.apply(program, make_run(active={"ac", "compile"}))
+            program = Compile(backend="aot_eager", loss=False).apply(program, make_run(active={"ac", "compile"}))
+            return saved_bytes(program)
+
+    whole, half, none = (
+        kept(None),
+        kept(ActivationCheckpointing(mode="budget")),
+        kept(ActivationCheckpointing(mode="budget", budget=0.0)),
+    )
+    assert none < half < whole
+
+
+CHECKED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"mode": "budget"}, {}, "mode = 'budget': the compiler spends it; add strategies.compile = {}"),
+    ({"mode": "budget", "every": 2}, {"active": {"compile"}}, "every = 2: a budget holds for every compiled graph"),
+    ({"budget": 0.5}, {}, "budget: has no effect with mode = 'full'"),
+    ({"mode": "offload", "offload": True}, {}, "offload = true: goes with mode = 'full', not 'offload'"),
+    ({"offload_min_kib": 4}, {}, "offload_min_kib: has no effect while nothing is offloaded"),
+    ({"mode": "offload", "preserve_rng_state": False}, {}, "preserve_rng_state = false: has no effect"),
+    ({"mode": "offload", "save": ("aten.mm",)}, {}, "save: has no effect with mode = 'offload'"),
+]
+
+
+@pytest.mark.parametrize(("keys", "run", "sentence"), CHECKED)
+def test_settings_of_another_mode_are_refused(
+    keys: dict[str, Any], run: dict[str, Any], sentence: str, make_run: Callable[..., Run]
+) -> None:
+    (found,) = ActivationCheckpointing(**keys).check(make_run(**run))
+    assert found.startswith(sentence)
+
+
+def test_offloading_is_refused_where_there_is_nothing_to_win_or_it_cannot_be_seen(make_run: Callable[..., Run]) -> None:
+    for keys in ({"mode": "offload"}, {"offload": True}):
+        strategy = ActivationCheckpointing(**keys)
+        refused = lambda **run: [r.beside for r in strategy.conflicts if r.applies(strategy, make_run(**run))]  # noqa: B023, E731
+        assert refused(device_type="cuda") == []
+        assert refused() == ["device cpu"]
+        assert refused(device_type="cuda", active={"compile"}) == ["compile"]
+    plain = ActivationCheckpointing()
+    assert not [r for r in plain.conflicts if r.applies(plain, make_run(active={"compile"}))]
