@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint format bench-overhead clean
+.PHONY: help demo test test-parallel lint format bench-overhead clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -21,6 +21,10 @@ demo: $(READY) ## install, then train a byte-level decoder on real text with two
 
 test: $(READY) ## the whole fast suite
 	$(BIN)/pytest
+
+test-parallel: $(READY) ## every mesh of up to 8 ranks, pairs of options, large worlds, memory counts: about N minutes
+	$(BIN)/pytest tests/parallel
+	$(BIN)/python tests/parallel/run_matrix.py
 
 lint: $(READY) ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -1,0 +1,36 @@
+"""The whole matrix: every degree that fits 8 ranks, and every pair of options. Started by `make test-parallel`."""
+
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent.parent / "shared"))
+
+from matrix import every_degree, judge, line, pairwise
+
+
+def main() -> int:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    chosen = sys.argv[1] if len(sys.argv) > 1 else ""
+    entries = [each for each in every_degree() + pairwise() if chosen in each.name]
+    start_s = time.monotonic()
+    verdicts = judge(entries, say=lambda text: print(text, flush=True))
+    for verdict in verdicts:
+        if verdict.refused:
+            print(line(verdict))
+    kinds = Counter("failed" if each.failed else "refused" if each.refused else "passed" for each in verdicts)
+    for verdict in verdicts:
+        if verdict.failed:
+            print(line(verdict))
+    word = "FAIL" if kinds["failed"] else "PASS"
+    print(
+        f"parallel: {word} {len(verdicts)} combinations tried, {kinds['passed']} take the steps of one process, "
+        f"{kinds['refused']} refused, {kinds['failed']} failed; {time.monotonic() - start_s:.0f} s"
+    )
+    return 1 if kinds["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
