@@ -14,6 +14,7 @@ from .amp import Amp
 from .base import Strategy
 from .clip import Clip
 from .compile import Compile
+from .cp import ContextParallel
 from .ddp import DDP
 from .fsdp2 import FSDP2
 from .matmul_precision import MatmulPrecision
@@ -27,6 +28,7 @@ class Strategies:
     """Every strategy a recipe can name. Field order is application order; torch.compile sees what ac has wrapped."""
 
     matmul_precision: MatmulPrecision | None = None
+    cp: ContextParallel | None = None
     ac: ActivationCheckpointing | None = None
     compile: Compile | None = None  # after ac: Inductor then sees the recomputation too (pytorch #161889)
     ddp: DDP | None = None

@@ -47,6 +47,8 @@ _DECISIONS = (
     "aten.topk",
     "aten._local_scalar_dense",
 )
+# cp's attention: one operator, which exists only once cp is applied. Recomputing it would send all keys again.
+_ACROSS_RANKS = "stepladder.attention_across_ranks.default"
 _OFFLOAD_MIN_KIB = 1024
 _BUDGET = 0.5
 
@@ -179,7 +181,7 @@ def _selective(save: tuple[str, ...] | None) -> Any:
     kept = {operator for name in (*_PRODUCTS, *_DECISIONS) for operator in _overloads(name)}
 
     def policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        keep = operator in kept or _copies_to_host(operator, args, kwargs)
+        keep = operator in kept or str(operator) == _ACROSS_RANKS or _copies_to_host(operator, args, kwargs)
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
     return partial(create_selective_checkpoint_contexts, policy)

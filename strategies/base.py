@@ -151,6 +151,10 @@ class Program:
     num_microbatches: int = 1
     shard_batch: Callable[[Batch], Batch] = _whole
     """Cuts the part that this rank sees out of the sequences of a microbatch (cp)."""
+    sequence_split: int = 1
+    """By how much the hidden states between blocks are split along the sequence."""
+    hidden_dtype: "torch.dtype | None" = None
+    """Of the hidden states between blocks; None for that of the parameters."""
     forward_context: "Callable[[], AbstractContextManager[Any]]" = _no_context
     """Entered around each forward pass (AMP)."""
     before_microbatch: "Callable[[bool], AbstractContextManager[Any]]" = _no_context
