@@ -10,6 +10,7 @@ Measure: ms/step, peak memory, and the loss against float32.
 Source: Micikevicius et al. 2018, arXiv:1710.03740; torch.autocast, torch.amp.GradScaler.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -68,11 +69,14 @@ class Amp:
 
 
 def _dynamic_scaling(amp: Amp, run: Run) -> LossScaling:
-    """Loss scaling by torch's GradScaler, which also agrees over the shards of FSDP2 whether a step is skipped."""
+    """Loss scaling by torch's GradScaler, with all ranks of one mind about which steps are skipped."""
     import torch
 
     given = {key: getattr(amp, key) for key in _SCALER_KEYS if getattr(amp, key) is not None}
-    scaler = torch.amp.GradScaler(run.device_type, **given)  # pyright: ignore[reportPrivateImportUsage]
+    scaler: Any = torch.amp.GradScaler(run.device_type, **given)  # pyright: ignore[reportPrivateImportUsage]
+    # It would begin when a loss is scaled, but of a pipeline's ranks only the last one sees a loss.
+    scaler.scale(torch.zeros((), device=run.device))
+    scaler._unscale_grads_ = _unscale_everywhere(run)
 
     def scale(loss: "Tensor") -> "Tensor":
         return scaler.scale(loss)
@@ -91,3 +95,33 @@ def _dynamic_scaling(amp: Amp, run: Run) -> LossScaling:
         scaler.load_state_dict(scaler.state_dict() | {key: state[key] for key in kept})
 
     return LossScaling(scale=scale, unscale=scaler.unscale_, step=step, state=state, restore=restore)
+
+
+def _unscale_everywhere(run: Run) -> Any:
+    """What GradScaler does to the gradients, with shards of any layout and with one answer for all ranks.
+
+    Its own version takes tensors of one mesh only, and asks only the ranks of that mesh. A rank of another stage or
+    with other experts would take a step that this one skips; from then on they train different models.
+    """
+    import torch
+    import torch.distributed as dist
+
+    several = math.prod(run.degrees.values()) > 1
+    check_and_unscale: Any = torch._amp_foreach_non_finite_check_and_unscale_  # pyright: ignore[reportPrivateUsage]
+
+    def unscale(optimizer: "Optimizer", inverse: "Tensor", found: "Tensor", allow_fp16: bool) -> "dict[Any, Tensor]":
+        by_kind: dict[Any, list[Tensor]] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if (gradient := parameter.grad) is not None:
+                    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+                    by_kind.setdefault((local.device, local.dtype), []).append(local)
+        for (device, _), gradients in by_kind.items():
+            here = found.to(device, copy=True)  # offloaded gradients lie on the host
+            check_and_unscale(gradients, here, inverse.to(device))
+            torch.maximum(found, here.to(found.device), out=found)
+        if several:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return {found.device: found}
+
+    return unscale

@@ -142,3 +142,54 @@ def sharded_overflow() -> list[tuple[float, bool]]:
 
 def test_an_overflow_in_one_shard_skips_the_step_on_every_rank(run_ranks: Callable[..., Any]) -> None:
     assert run_ranks(sharded_overflow, 2) == [(32.0, False), (32.0, False)]
+
+
+def overflow_elsewhere() -> dict[str, Any]:
+    """Two stages with parameters of their own, on several meshes; only the last rank sees an overflow, or nothing."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    from stepladder.strategies.base import Facts
+    from stepladder.strategies.mesh import Axis, build_mesh, side_by_side
+
+    degrees = dict.fromkeys(Axis, 1) | {Axis.PP: 2}
+    mesh = build_mesh("cpu", degrees)
+    run = Run(
+        device_type="cpu", degrees=degrees, facts=Facts(), num_steps=1, tokens_per_step=1, seed=0, active=frozenset(),
+        mesh=mesh, device=torch.device("cpu"),
+    )  # fmt: skip
+    two = side_by_side(mesh, "dp_replicate", "shard")
+    program: Any = Program(
+        model=nn.Identity(),
+        facts=Facts(),
+        loss=None,
+        forward_backward=None,
+        clip_gradients=None,  # type: ignore
+    )
+    rank = dist.get_rank()
+    found: dict[str, Any] = {}
+    for case, gradients in {"fine": [1.0, 1.0], "overflow": [1.0, float("inf")], "no gradient": [1.0, None]}.items():
+        weights = [
+            nn.Parameter(torch.zeros(2)),
+            nn.Parameter(distribute_tensor(torch.zeros(2), mesh["shard"], [Shard(0)])),
+            nn.Parameter(distribute_tensor(torch.zeros(2), two, [Replicate(), Shard(0)])),
+        ]
+        scaling = Amp(dtype="fp16", init_scale=64.0).apply(program, run).loss_scaling
+        optimizer = torch.optim.SGD(weights, lr=1.0)
+        if (gradient := gradients[rank]) is not None:
+            for i, weight in enumerate(weights):
+                weight.grad = torch.full_like(weight.detach(), 64.0 * (gradient if i == 2 else 1.0))
+        scaling.unscale(optimizer)
+        scaling.step(optimizer)
+        values = [float((w.full_tensor() if hasattr(w, "full_tensor") else w).detach()[0]) for w in weights]
+        everybody: list[Any] = [None, None]
+        dist.all_gather_object(everybody, (scaling.state()["scale"], values))
+        found[case] = everybody
+    return found
+
+
+def test_an_overflow_in_one_stage_skips_the_step_on_every_rank(run_ranks: Callable[..., Any]) -> None:
+    found = run_ranks(overflow_elsewhere, 2)
+    assert found["fine"] == [(64.0, [-1.0] * 3)] * 2
+    assert found["overflow"] == [(32.0, [0.0] * 3)] * 2
+    assert found["no gradient"] == [(64.0, [-1.0] * 3), (64.0, [0.0] * 3)]
