@@ -70,7 +70,6 @@ def case_of(degrees: Degrees, strategies: dict[str, Any] | None = None, **model:
     microbatches = (extra.get("accumulation") or {}).get("num_microbatches", max(1, stages))
     if microbatches > 1:
         needed["accumulation"] = {"num_microbatches": microbatches}
-    strategies = {name: each for name, each in (needed | extra).items() if each is not None}
     data_ranks = at["dp_replicate"] * at["dp_shard"] * at["ep"]
     one = data_ranks * microbatches
     tp = at["tp"]
@@ -88,7 +87,7 @@ def case_of(degrees: Degrees, strategies: dict[str, Any] | None = None, **model:
     step = 2 * at["cp"] * tp
     return Case(
         num_ranks=math.prod(degrees),
-        strategies=strategies,
+        strategies=needed | extra,
         mesh=dict(at),
         model=dimensions | model,
         global_batch=one * max(1, 8 // one),
@@ -230,7 +229,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "optimizer": {
         "fused": {},
         "foreach": {"adamw": {"learning_rate": 1e-2, "implementation": "foreach"}},
-        "in backward": {"optimizer_in_backward": {}, "clip": None, "accumulation": None},
+        "in backward": {"optimizer_in_backward": {}, "clip": False, "accumulation": False},
     },
     "microbatches": {"as few": {}, "more": {"accumulation": {"num_microbatches": 4}}},
 }
@@ -297,7 +296,7 @@ def _entry(row: dict[str, Any]) -> Entry:
             continue
         words.append(str(row[factor]))
         for name, table in choices[row[factor]].items():
-            strategies[name] = None if table is None else (strategies.get(name) or {}) | table
+            strategies[name] = (strategies.get(name) or {}) | table if isinstance(table, dict) else table
     if row["reduction"] == "ddp" and row["precision"] == "bf16":
         strategies["fsdp2"] = {"param_dtype": "bf16"}
     entry = Entry(", ".join(words), case_of(degrees, strategies))
