@@ -16,6 +16,7 @@ from .clip import Clip
 from .compile import Compile
 from .cp import ContextParallel
 from .ddp import DDP
+from .fp8 import FP8
 from .fsdp2 import FSDP2
 from .matmul_precision import MatmulPrecision
 from .schedule import Schedule
@@ -28,6 +29,7 @@ class Strategies:
     """Every strategy a recipe can name. Field order is application order; torch.compile sees what ac has wrapped."""
 
     matmul_precision: MatmulPrecision | None = None
+    fp8: FP8 | None = None  # before anything slices, shards or wraps the layers
     cp: ContextParallel | None = None
     ac: ActivationCheckpointing | None = None
     compile: Compile | None = None  # after ac: Inductor then sees the recomputation too (pytorch #161889)
