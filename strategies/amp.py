@@ -45,8 +45,9 @@ class Amp:
 
     @property
     def owns(self) -> frozenset[Owns]:
-        """The compute dtype."""
-        return frozenset({Owns.COMPUTE_DTYPE})
+        """The compute dtype; with FP16 also by what gradients are multiplied."""
+        scale = frozenset({Owns.GRADIENT_SCALE}) if self.dtype == "fp16" else frozenset[Owns]()
+        return frozenset({Owns.COMPUTE_DTYPE}) | scale
 
     def check(self, run: Run) -> Iterator[str]:
         """Refuse loss-scale settings that BF16 would ignore."""

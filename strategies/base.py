@@ -34,7 +34,9 @@ class Owns(StrEnum):
     EP = "the ep axis"
     TP = "the tp axis"
     FORWARD_BACKWARD = "the order of forward and backward"
+    SPLIT_BACKWARD = "backward in two halves, for inputs and for weights"
     GRADIENT_REDUCTION = "the gradient reduction"
+    GRADIENT_SCALE = "the scale of the gradients from step to step"
     COMPUTE_DTYPE = "the compute dtype"
     OPTIMIZER = "the optimizer"
 
