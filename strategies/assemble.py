@@ -1,11 +1,16 @@
 """Applies the active strategies in order and holds each to the name contract."""
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from . import active
 from .base import Owns, Program, Run
 from .materialise import materialise
+from .mesh import Joint
 from .names import canonical_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ContractError(Exception):
@@ -16,6 +21,24 @@ def assemble(program: Program, strategies: Any, run: Run) -> Program:
     """The program with every active strategy applied, and its weights in place. Raises: ContractError."""
     program = apply_all(program, strategies, run)
     materialise(program, run)
+    return _with_upkeep(program, run)
+
+
+def _with_upkeep(program: Program, run: Run) -> Program:
+    """Lets the model do what it wants to do once a step, and say what it has to say at the end."""
+    model, facts = program.model, program.facts
+
+    def sum_over_ranks(tensor: "Tensor") -> None:
+        if run.mesh is not None and run.mesh[Joint.REDUCE].size() > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor, group=run.mesh[Joint.REDUCE].get_group())
+
+    after_step, report = facts.after_step, facts.report
+    if after_step is not None:
+        program = replace(program, after_step=(*program.after_step, lambda: after_step(model, sum_over_ranks)))
+    if report is not None:
+        program = replace(program, reports=(*program.reports, lambda: report(model, sum_over_ranks)))
     return program
 
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    SumOverRanks = Callable[[Tensor], None]
+    """Sums a tensor in place over all ranks that see other tokens through the same layers."""
 
 
 class Slicing(StrEnum):
@@ -93,3 +96,7 @@ class Facts:
     """Where a pipeline may cut; None for a model that cannot be."""
     experts: Experts | None = None
     """The mixture-of-experts layers, if there are any."""
+    after_step: "Callable[[nn.Module, SumOverRanks], None] | None" = None
+    """What the model itself does, given the model, when the optimizer has moved the weights."""
+    report: "Callable[[nn.Module, SumOverRanks], list[str]] | None" = None
+    """What the model has to say when the run is over; every rank calls it."""

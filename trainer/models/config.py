@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from ...strategies.facts import Cuts, Facts, Slicing
+from ...strategies.facts import Cuts, Experts, Facts, Slicing
 from ...strategies.limits import Above, PositiveFloat, PositiveInt
+from .moe_config import MoEConfig
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from ...strategies.facts import SumOverRanks
     from .decoder import Decoder
 
 
@@ -38,6 +41,8 @@ class DecoderConfig:
     """Added to the mean square in RMSNorm."""
     tie_embeddings: bool = False
     """Use the embedding as the output projection."""
+    moe: MoEConfig | None = None
+    """Experts in place of the dense feed-forward, in some layers or all."""
 
     @property
     def kv_heads(self) -> int:
@@ -60,27 +65,41 @@ class DecoderConfig:
             )
         if self.num_heads % self.kv_heads:
             yield f"num_kv_heads = {self.num_kv_heads}: does not divide num_heads = {self.num_heads}; use a divisor"
+        for problem in self.moe.layer_problems(self.num_layers) if self.moe else ():
+            yield f"moe.{problem}"
 
-    def parameters_per_block(self) -> int:
-        """Attention, SwiGLU and the two norms of one block."""
-        attention = 2 * self.dim * self.dim + 2 * self.dim * self.kv_heads * self.head_dim
-        return attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Which layers have experts."""
+        return self.moe.layers(self.num_layers) if self.moe else ()
+
+    def _attention_parameters(self) -> int:
+        return 2 * self.dim * self.dim + 2 * self.dim * self.kv_heads * self.head_dim
+
+    def _multiplying(self) -> tuple[int, ...]:
+        """Parameters of each block that one token is multiplied with: no norms, of the experts only the chosen."""
+        dense = 3 * self.dim * self.ffn_dim
+        of_experts = self.moe.active_parameters(self.dim) if self.moe else 0
+        attention = self._attention_parameters()
+        return tuple(attention + (of_experts if i in self.expert_layers else dense) for i in range(self.num_layers))
 
     def num_parameters(self) -> int:
         """All parameters, a tied embedding once."""
         embeddings = (1 if self.tie_embeddings else 2) * self.vocab_size * self.dim
-        return self.num_layers * self.parameters_per_block() + embeddings + self.dim
+        of_experts = self.moe.num_parameters(self.dim) if self.moe else 0
+        feed_forward = len(self.expert_layers) * of_experts
+        feed_forward += (self.num_layers - len(self.expert_layers)) * 3 * self.dim * self.ffn_dim
+        return self.num_layers * (self._attention_parameters() + 2 * self.dim) + feed_forward + embeddings + self.dim
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Model FLOPs for each token, forward and backward: 6 N + 12 L H Q T.
 
-        Convention: N counts the parameters that multiply (no norms, no input embedding; the output projection counts,
-        tied or not); attention is counted in full, without the discount for its causal half; recomputation counts
-        nothing. L layers, H heads, Q head width, T sequence length.
+        Convention: N counts the parameters that multiply: no norms, no input embedding, of the experts only those that
+        a token goes through; the output projection counts, tied or not. Attention is counted in full, without the
+        discount for its causal half; recomputation counts nothing. L layers, H heads, Q head width, T sequence length.
         Source: Chowdhery et al. 2022 (PaLM), arXiv:2204.02311, appendix B; nanoGPT `estimate_mfu`.
         """
-        blocks = self.num_layers * (self.parameters_per_block() - 2 * self.dim)
-        multiplying = blocks + self.vocab_size * self.dim
+        multiplying = sum(self._multiplying()) + self.vocab_size * self.dim
         return 6.0 * multiplying + 12.0 * self.num_layers * self.dim * sequence_length
 
     def facts(self, sequence_length: int) -> Facts:
@@ -88,6 +107,8 @@ class DecoderConfig:
         # A tied embedding is used at both ends of the forward pass, so it stays with the root, which is never freed.
         units = () if self.tie_embeddings else (("embedding",), ("norm", "head"))
         blocks = tuple(f"layers.{i}" for i in range(self.num_layers))
+        with_experts = tuple(blocks[i] for i in self.expert_layers)
+        head = () if self.tie_embeddings else ("head",)
         return Facts(
             blocks=blocks,
             units=units,
@@ -96,25 +117,40 @@ class DecoderConfig:
             sequence_length=sequence_length,
             initialise=self._initialise,
             slicing=self._slicing(blocks),
-            sliced_sizes={
-                "model.decoder.num_heads": self.num_heads,
-                "model.decoder.num_kv_heads": self.kv_heads,
-                "model.decoder.ffn_dim": self.ffn_dim,
-                "model.decoder.vocab_size": self.vocab_size,
-            },
+            sliced_sizes=self._sliced_sizes(),
             attentions=tuple(f"{block}.attention.core" for block in blocks),
             head="" if self.tie_embeddings else "head",
-            precise=() if self.tie_embeddings else ("head",),
+            precise=(*(f"{block}.ffn.router" for block in with_experts), *head),
             tied=self.tie_embeddings,
             cuts=self._cuts(sequence_length),
+            experts=self.moe
+            and Experts(
+                modules=tuple(f"{block}.ffn.experts" for block in with_experts),
+                num_experts=self.moe.num_experts,
+                top_k=self.moe.top_k,
+            ),
+            after_step=_balance if self.moe and self.moe.balance == "bias" else None,
+            report=_load_report if self.moe else None,
         )
+
+    def _sliced_sizes(self) -> dict[str, int]:
+        sizes = {
+            "model.decoder.num_heads": self.num_heads,
+            "model.decoder.num_kv_heads": self.kv_heads,
+            "model.decoder.vocab_size": self.vocab_size,
+        }
+        if len(self.expert_layers) < self.num_layers:
+            sizes["model.decoder.ffn_dim"] = self.ffn_dim
+        if self.moe:
+            sizes["model.decoder.moe.ffn_dim"] = self.moe.ffn_dim
+        return sizes
 
     def _slicing(self, blocks: tuple[str, ...]) -> dict[str, Slicing]:
         """Attention by heads, feed-forward by its width, embedding and output projection by the vocabulary.
 
         Source: Shoeybi et al. 2019, arXiv:1909.08053 (section 3); Korthikanti et al. 2022, arXiv:2205.05198 (4.2).
         """
-        in_block = {
+        every = {
             "attention_norm": Slicing.POSITIONWISE,
             "attention": Slicing.REGION,
             "attention.query": Slicing.COLUMN,
@@ -122,21 +158,28 @@ class DecoderConfig:
             "attention.value": Slicing.COLUMN,
             "attention.out": Slicing.ROW,
             "ffn_norm": Slicing.POSITIONWISE,
+        }
+        dense = {
             "ffn": Slicing.REGION,
             "ffn.gate": Slicing.COLUMN,
             "ffn.up": Slicing.COLUMN,
             "ffn.down": Slicing.ROW,
         }
+        of_experts = self.moe.slicing() if self.moe else {}
         outside = {"embedding": Slicing.EMBEDDING, "norm": Slicing.POSITIONWISE, "head": Slicing.HEAD}
-        return outside | {f"{block}.{name}": how for block in blocks for name, how in in_block.items()}
+        return outside | {
+            f"{block}.{name}": how
+            for i, block in enumerate(blocks)
+            for name, how in (every | (of_experts if i in self.expert_layers else dense)).items()
+        }
 
     def _cuts(self, sequence_length: int) -> Cuts:
         """Forward FLOPs a token of each piece: 2 for each parameter that multiplies, and 4 T D for the attention."""
-        block = 2.0 * (self.parameters_per_block() - 2 * self.dim) + 4.0 * sequence_length * self.dim
+        attention = 4.0 * sequence_length * self.dim
         return Cuts(
             before=("embedding",),
             after=("norm", "head"),
-            block_costs=(block,) * self.num_layers,
+            block_costs=tuple(2.0 * multiplying + attention for multiplying in self._multiplying()),
             before_cost=0.0,  # a lookup
             after_cost=2.0 * self.vocab_size * self.dim,
             width=self.dim,
@@ -151,7 +194,9 @@ class DecoderConfig:
         if name.endswith("norm.weight"):
             weight.fill_(1.0)
             return
-        writes_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
+        writes_residual = name.endswith(
+            ("attention.out.weight", "ffn.down.weight", "ffn.experts.down", "ffn.shared.down.weight")
+        )
         std = 0.02 / (2 * self.num_layers) ** 0.5 if writes_residual else 0.02
         weight.normal_(0.0, std, generator=generator)
 
@@ -160,3 +205,15 @@ class DecoderConfig:
         from .decoder import Decoder
 
         return Decoder(self)
+
+
+def _balance(model: "nn.Module", sum_over_ranks: "SumOverRanks") -> None:
+    from .moe import balance
+
+    balance(model, sum_over_ranks)
+
+
+def _load_report(model: "nn.Module", sum_over_ranks: "SumOverRanks") -> list[str]:
+    from .moe import load_report
+
+    return load_report(model, sum_over_ranks)

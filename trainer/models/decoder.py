@@ -6,6 +6,9 @@ from torch import Tensor, nn
 
 from ...strategies.base import Batch
 from .config import DecoderConfig
+from .feedforward import SwiGLU
+from .moe import MixtureOfExperts
+from .moe_config import MoEConfig
 
 
 class RMSNorm(nn.Module):
@@ -73,29 +76,15 @@ class Attention(nn.Module):
         return self.out(out_BHTK.transpose(1, 2).reshape(b, t, -1))
 
 
-class SwiGLU(nn.Module):
-    """Gated feed-forward: down(silu(gate(x)) * up(x)). Source: Shazeer 2020, arXiv:2002.05202."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
-
-
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Pre-norm attention and feed-forward, dense or of experts, each added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, moe: MoEConfig | None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.ffn = SwiGLU(config)
+        self.ffn = SwiGLU(config.dim, config.ffn_dim) if moe is None else MixtureOfExperts(moe, config.dim)
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -110,7 +99,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            Block(config, config.moe if i in config.expert_layers else None) for i in range(config.num_layers)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         # Kept as a module only when it has weights of its own, so that no name stands for two tensors.
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)

@@ -1,0 +1,1 @@
+"""How rows travel to the ranks that hold their experts, and back."""
