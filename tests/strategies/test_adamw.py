@@ -1,15 +1,24 @@
 """AdamW does what its paper says, decays what it should, and runs in the kernels it is told to."""
 
+import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from parity import Case, outcome, source
 from torch.profiler import ProfilerActivity, profile
 
+from stepladder.launch.build import build_program
+from stepladder.launch.ranks import Ranks, agree
+from stepladder.profiling.record import no_span
 from stepladder.strategies.adamw import AdamW
-from stepladder.strategies.base import Program, Run
+from stepladder.strategies.base import Batch, Program, Run
+from stepladder.trainer.checkpoint.config import CheckpointConfig
+from stepladder.trainer.checkpoint.manager import Checkpoints, last_checkpoint
 
 
 def optimizer_of(strategy: AdamW, program: Program, run: Run) -> torch.optim.Optimizer:
@@ -93,3 +102,170 @@ def test_the_keys_reach_the_optimizer(make_program: Callable[..., Program], make
     group = optimizer_of(strategy, make_program(num_layers=1), make_run()).param_groups[0]
     assert (group["lr"], group["betas"], group["eps"]) == (0.25, (0.5, 0.75), 1e-2)
     assert math.isclose(AdamW().learning_rate, 3e-4)
+
+
+BLOCK = {"8bit": 256, "4bit": 128, "fp8": 256}
+BYTES = {"8bit": 1.0, "4bit": 0.5, "fp8": 1.0}
+TABLE_BYTES = {"8bit": 256 * 4, "4bit": 16 * 4, "fp8": 0}  # the values that the codes stand for, one table a tensor
+WIDE = {"dim": 64, "ffn_dim": 128, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "vocab_size": 64}
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the moments on this rank, down to the last plain tensor in them."""
+
+    def of(tensor: Any) -> int:
+        local = getattr(tensor, "_local_tensor", tensor)
+        inner = [getattr(local, name) for name in getattr(local, "tensor_attrs", ())]
+        return sum(map(of, inner)) if inner else local.numel() * local.element_size()
+
+    return sum(of(state[key]) for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq"))
+
+
+def closed_form_bytes(kind: str, numels: list[int]) -> float:
+    """Two moments: codes, a float32 scale a block and a table; small or odd tensors in float32."""
+    total = 0.0
+    for numel in numels:
+        narrow = numel >= 4096 and numel % BLOCK[kind] == 0
+        total += 2 * (numel * BYTES[kind] + numel / BLOCK[kind] * 4 + TABLE_BYTES[kind] if narrow else numel * 4)
+    return total
+
+
+def ten_steps(state: str, num_ranks: int = 1, mesh: dict[str, int] | None = None, **strategies: Any) -> dict[str, Any]:
+    """Losses of ten steps, and how much the optimizer then holds; eagerly, for compiling takes half a minute."""
+    kept: list[torch.optim.Optimizer] = []
+
+    def keep(program: Program) -> Program:
+        make = program.make_optimizer
+        assert make is not None
+        return replace(program, make_optimizer=lambda model: kept.append(make(model)) or kept[0])
+
+    adamw = {"learning_rate": 1e-2, "state": state}
+    case = Case(num_ranks=num_ranks, mesh=mesh or {}, model=WIDE, strategies=strategies | {"adamw": adamw})
+    with torch.compiler.set_stance("force_eager"):
+        losses, _ = outcome(case, keep)
+    numels = [getattr(p, "_local_tensor", p).numel() for group in kept[0].param_groups for p in group["params"]]
+    return {"losses": losses, "bytes": state_bytes(kept[0]), "numels": numels}
+
+
+NARROW_TOLERANCE = {"8bit": 0.01, "4bit": 0.25, "fp8": 0.01}  # of the loss after ten steep steps
+
+
+@pytest.mark.parametrize("state", BLOCK)
+def test_a_narrow_state_learns_like_float32_in_the_bytes_of_the_closed_form(state: Any) -> None:
+    truth, found = ten_steps("float32"), ten_steps(state)
+    assert truth["losses"][-1] < 0.8 * truth["losses"][0]
+    assert truth["bytes"] == 8 * sum(truth["numels"])
+    assert found["losses"][0] == truth["losses"][0]
+    assert found["losses"] != truth["losses"]  # the moments are rounded
+    assert found["losses"][-1] == pytest.approx(truth["losses"][-1], rel=NARROW_TOLERANCE[state])
+    assert found["bytes"] == closed_form_bytes(state, found["numels"])
+    assert found["bytes"] < 0.4 * truth["bytes"]
+
+
+def on_shards(num_ranks: int, mesh: dict[str, int], strategies: dict[str, Any], folder: str) -> dict[str, Any]:
+    learnt = {state: ten_steps(state, num_ranks, mesh, **strategies) for state in ("float32", *BLOCK)}
+    return {"learnt": learnt, "resumed": resumed(Case(num_ranks=num_ranks, mesh=mesh, strategies=strategies), folder)}
+
+
+@pytest.mark.parametrize(("mesh", "strategies"), [({"dp_shard": 2}, {"fsdp2": {}})], ids=["fsdp2"])
+def test_shards_of_a_narrow_state_learn_like_float32_and_go_on_from_a_checkpoint(
+    mesh: Any, strategies: Any, run_ranks: Any, tmp_path: Path
+) -> None:
+    found = run_ranks(on_shards, 2, 2, mesh, strategies, str(tmp_path))
+    truth = found["learnt"].pop("float32")
+    assert set(found["learnt"]) == set(found["resumed"]) == set(BLOCK)
+    for state, each in found["learnt"].items():
+        assert each["losses"][-1] == pytest.approx(truth["losses"][-1], rel=NARROW_TOLERANCE[state]), state
+        assert each["bytes"] == closed_form_bytes(state, each["numels"]), state
+        assert each["bytes"] < 0.8 * truth["bytes"], state
+    for state, (on, again) in found["resumed"].items():
+        assert on[0] > on[-1], state
+        assert on == again, state
+
+
+def test_a_narrow_state_follows_the_learning_rate(
+    make_program: Callable[..., Program], make_run: Callable[..., Run]
+) -> None:
+    program = make_program(**WIDE)
+    optimizer = optimizer_of(AdamW(state="8bit", weight_decay=0.0), program, make_run())
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [pytest.approx(3e-4)] * 2
+    moved: list[float] = []
+    with torch.compiler.set_stance("force_eager"):
+        for rate in (1e-2, 1e-2, 0.0, 1e-3):
+            before = [p.detach().clone() for p in program.model.parameters()]
+            for group in optimizer.param_groups:
+                group["lr"] = rate  # a number, as the loop sets it
+            for parameter in program.model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            moved.append(
+                max(
+                    float((p.detach() - b).abs().max()) for p, b in zip(program.model.parameters(), before, strict=True)
+                )
+            )
+    assert moved == [pytest.approx(rate, rel=0.05) for rate in (1e-2, 1e-2, 0.0, 1e-3)]
+
+
+def test_what_a_narrow_state_needs_is_said(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = lambda strategy, **run: list(strategy.check(make_run(**run)))  # noqa: E731
+    assert said(AdamW(state="8bit")) == []
+    assert said(AdamW(implementation="foreach")) == []
+    (sentence,) = said(AdamW(state="8bit", implementation="foreach"))
+    assert sentence.startswith("implementation = 'foreach': has no effect with state = '8bit'")
+    (sentence,) = said(AdamW(state="fp8"), capability=(8, 0))
+    assert "needs compute capability 8.9, but the GPUs have 8.0" in sentence
+    assert said(AdamW(state="fp8"), capability=(9, 0)) == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (sentence,) = said(AdamW(state="4bit"))
+    assert sentence.startswith("state = '4bit': torchao is not installed; pip install torchao")
+
+
+def resumed(case: Case, folder: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Losses of three steps after a checkpoint: going on, and beginning again from it as the trainer would."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    with torch.compiler.set_stance("force_eager"):
+        for state in BLOCK:
+            adamw = {"adamw": {"learning_rate": 1e-2, "state": state}}
+            narrow = replace(case, model=WIDE, strategies=case.strategies | adamw)
+            first, again = Trained(narrow, f"{folder}/{state}"), Trained(narrow, f"{folder}/{state}")
+            first.steps(2)
+            first.checkpoints.save(2, CheckpointConfig())
+            assert again.checkpoints.load(last_checkpoint(first.checkpoints.folder)) == 2
+            found[state] = (first.steps(3), again.steps(3))
+    return found
+
+
+class Trained:
+    """A program with its optimizer and checkpoints, and batches that do not depend on the step."""
+
+    def __init__(self, case: Case, folder: str) -> None:
+        rank = torch.distributed.get_rank() if case.num_ranks > 1 else 0
+        ranks = Ranks(rank=rank, local_rank=rank, num_ranks=case.num_ranks)
+        self.program = build_program(case.plan(), ranks, torch.device("cpu"))
+        assert self.program.make_optimizer is not None
+        self.optimizer = self.program.make_optimizer(self.program.model)
+        self.checkpoints = Checkpoints(
+            folder=Path(folder),
+            program=self.program,
+            optimizer=self.optimizer,
+            device=torch.device("cpu"),
+            rank=rank,
+            num_ranks=case.num_ranks,
+            agree=lambda problem: agree(ranks, problem),
+            identity={},
+        )
+        self.batch = Batch(*source(case).__getitems__(list(range(4)))[:2])
+
+    def steps(self, number: int) -> list[float]:
+        losses: list[float] = []
+        for _ in range(number):
+            losses.append(float(self.program.forward_backward(self.program, [self.batch], 1e-3, no_span)))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return losses
+
+
+def test_one_rank_goes_on_from_a_checkpoint_of_a_narrow_state(tmp_path: Path) -> None:
+    for state, (on, again) in resumed(Case(), str(tmp_path)).items():
+        assert on[0] > on[-1], state
+        assert on == again, state
