@@ -135,12 +135,15 @@ def _check(options: argparse.Namespace, given: Sequence[str]) -> int:
 def _plan(options: argparse.Namespace, *, num_ranks: int | None, started: bool) -> "Plan":
     """The plan of the recipe that the command names. Raises: UsageError with every problem there is."""
     from . import recipe as recipes
-    from .devices import count_gpus
+    from .devices import compute_capability, count_gpus
     from .drafts import with_further_problems
     from .plan import make_plan
 
     def plan(recipe: "Recipe") -> "Plan":
-        return make_plan(recipe, num_gpus=count_gpus(), num_ranks=num_ranks, started=started)
+        num_gpus = count_gpus()
+        # Asking the driver takes a second, so it is asked only on behalf of what depends on the answer.
+        capability = compute_capability() if num_gpus and recipe.strategies.fp8 is not None else None
+        return make_plan(recipe, num_gpus=num_gpus, num_ranks=num_ranks, started=started, capability=capability)
 
     if options.ranks is not None and options.ranks < 1:
         raise UsageError(f"--ranks {options.ranks}: a run needs at least 1 rank")
