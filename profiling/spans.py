@@ -16,6 +16,8 @@ class Span(StrEnum):
     """The rank is blocked in `next()` of its loader."""
     HOST_TO_DEVICE = f"{PREFIX}host_to_device"
     """Copies of the microbatches to the device, or the wait for a copy that was started earlier."""
+    PIPELINE = f"{PREFIX}pipeline"
+    """Forward and backward of a step in a pipeline; without those, what remains is the wait for the neighbours."""
     FORWARD = f"{PREFIX}forward"
     """Forward pass and loss of one microbatch."""
     BACKWARD = f"{PREFIX}backward"

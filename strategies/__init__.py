@@ -19,6 +19,7 @@ from .ddp import DDP
 from .fp8 import FP8
 from .fsdp2 import FSDP2
 from .matmul_precision import MatmulPrecision
+from .pp import PipelineParallel
 from .schedule import Schedule
 
 __all__ = ["Strategies", "active"]
@@ -29,6 +30,7 @@ class Strategies:
     """Every strategy a recipe can name. Field order is application order; torch.compile sees what ac has wrapped."""
 
     matmul_precision: MatmulPrecision | None = None
+    pp: PipelineParallel | None = None  # first: what follows sees only the stages of this rank
     fp8: FP8 | None = None  # before anything slices, shards or wraps the layers
     cp: ContextParallel | None = None
     ac: ActivationCheckpointing | None = None

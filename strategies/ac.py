@@ -48,7 +48,7 @@ _DECISIONS = (
     "aten._local_scalar_dense",
 )
 # cp's attention: one operator, which exists only once cp is applied. Recomputing it would send all keys again.
-_ACROSS_RANKS = "stepladder.attention_across_ranks.default"
+_ACROSS_RANKS = "context_parallel.attention.default"
 _OFFLOAD_MIN_KIB = 1024
 _BUDGET = 0.5
 
@@ -92,6 +92,13 @@ class ActivationCheckpointing:
             holds=_offloads,
             why="a compiled graph saves its tensors where the hooks that move them cannot tell weights from the rest",
             instead="use mode = 'budget' or 'selective', or remove strategies.compile",
+        ),
+        Refusal(
+            beside="pp",
+            setting="mode = 'selective'",
+            holds=lambda ac, run: ac.mode == "selective" and Owns.SPLIT_BACKWARD in run.owners,
+            why="such a schedule passes a block backwards twice, and what selective keeps is given out once",
+            instead="use mode = 'full', or a schedule that leaves backward whole: '1f1b' or 'interleaved_1f1b'",
         ),
     )
 

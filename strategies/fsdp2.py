@@ -3,6 +3,8 @@
 Problem: the model with its optimizer state does not fit on one device.
 Mechanism: each block's parameters are all-gathered just before use and freed after it; gradients are reduce-scattered.
 With mesh.dp_replicate, groups of ranks hold a copy each (HSDP), and the shards' gradients are all-reduced between them.
+In ZeRO's words, with accumulation: the optimizer state is always shared; reduce_every_microbatch shares the gradients
+too (ZeRO-2, without it ZeRO-1), and reshard_after_forward the parameters (ZeRO-3).
 Saves: memory, 16/N bytes a parameter on N ranks instead of 16 (AdamW, float32 state); BF16 compute and gathers.
 Costs: an all-gather a block in forward, another in backward if resharded, a reduce-scatter a block: 1.5x DDP's bytes.
 When: state does not fit, or BF16 gathers with float32 state are wanted; fast links between the ranks. HSDP: the shard
@@ -36,13 +38,14 @@ class FSDP2:
     reduce_dtype: Literal["float32", "bf16"] = "float32"
     """In what gradients are reduced."""
     reshard_after_forward: bool | None = None
-    """Free a block's parameters after its forward pass: true, ZeRO-3; false keeps them until backward, ZeRO-2: more
-    memory, one all-gather less. Left out: true, but false in a pipeline, where each microbatch would gather again."""
+    """True (ZeRO-3) frees a block's parameters after its forward pass and gathers them again for backward. False
+    (ZeRO-2) keeps them in between: the whole model in `param_dtype` at the end of forward, for one all-gather in two.
+    Left out: true, but false in a pipeline, where forward and backward of several microbatches take turns."""
     prefetch: Count = 1
     """How many blocks ahead are gathered while one computes; 0 leaves it to FSDP2's implicit order."""
     reduce_every_microbatch: bool = True
-    """Reduce-scatter after each microbatch. False accumulates whole gradients and reduces once (ZeRO-1 between
-    microbatches): less communication, one unsharded gradient of the model more in memory."""
+    """Reduce-scatter after each microbatch (ZeRO-2, ZeRO-3). False (ZeRO-1) keeps the whole model's gradient on every
+    rank until the last one and reduces it once: for n microbatches an n-th of the reductions."""
     defer_all_reduce: bool = True
     """HSDP: all-reduce between the replicas with the last microbatch only; false does it with each."""
     cpu_offload: bool = False
@@ -50,7 +53,15 @@ class FSDP2:
     overlap: bool = True
     """Gather and reduce while blocks compute; false does one after the other (for an A/B that shows what it wins)."""
 
-    conflicts: ClassVar[tuple[Refusal, ...]] = ()
+    conflicts: ClassVar[tuple[Refusal, ...]] = (
+        Refusal(
+            beside="device cpu",
+            setting="overlap = false",
+            holds=lambda fsdp2, run: not fsdp2.overlap,
+            why="gloo's collectives wait where they stand, so there is nothing to switch off",
+            instead="remove it",
+        ),
+    )
 
     @property
     def owns(self) -> frozenset[Owns]:
@@ -76,6 +87,10 @@ class FSDP2:
                 yield "defer_all_reduce = false: has no effect without strategies.accumulation; remove it"
         if not self.defer_all_reduce and run.degrees[Axis.DP_REPLICATE] == 1:
             yield "defer_all_reduce = false: has no effect with mesh.dp_replicate = 1; remove it"
+        elif not self.defer_all_reduce and run.owners.get(Owns.DP_REPLICATE, "fsdp2") != "fsdp2":
+            yield f"defer_all_reduce = false: has no effect beside strategies.{run.owners[Owns.DP_REPLICATE]}; remove it"
+        if not self.defer_all_reduce and not self.reduce_every_microbatch:
+            yield "defer_all_reduce = false: has no effect with reduce_every_microbatch = false; remove one of the two"
         if not self.overlap and self.prefetch != 1:
             yield f"prefetch = {self.prefetch}: has no effect with overlap = false; remove one of the two"
 
@@ -122,7 +137,12 @@ class FSDP2:
             for module in sharded:
                 module.reshard()
 
-        return replace(program, before_microbatch=before_microbatch, after_evaluation=free_unsharded)
+        return replace(
+            program,
+            before_microbatch=before_microbatch,
+            after_evaluation=free_unsharded,
+            hidden_dtype=layout.policy.param_dtype,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +208,7 @@ class _Layout:
             shard_placement_fn=placement,
             **self.options,
         )
+        _hide_hooks(module)
 
 
 def _within(name: str, part: str) -> bool:
@@ -209,6 +230,29 @@ def _one_after_the_other(modules: "Sequence[FSDPModule]", run: Run) -> None:
 
     for module in modules:
         cast("torch.nn.Module", module).register_forward_pre_hook(share_the_stream)
+
+
+def _hide_hooks(module: "torch.nn.Module") -> None:
+    """Keep what FSDP2's hooks do from selective checkpointing, which expects a block to do the same in backward.
+
+    Other modules are sharded around the checkpointed block, and only experts within it. In backward they may be there
+    already, or be gathered where they were not in forward.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
+
+    hidden: list[AbstractContextManager[Any]] = []
+
+    def hide(*arguments: object) -> None:
+        hidden.append(_disable_current_modes())
+        hidden[-1].__enter__()
+
+    def show(*arguments: object) -> None:
+        hidden.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(hide, prepend=True)
+    module.register_forward_pre_hook(show)
+    module.register_forward_hook(hide, prepend=True)
+    module.register_forward_hook(show)
 
 
 def _sharded(module: Any) -> "FSDPModule":

@@ -1,0 +1,63 @@
+"""How much of a pipeline step a rank works, measured on its device."""
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+FIRST_STEP, NUM_STEPS = 2, 10
+"""Which steps of a run are measured: not the first ones, which compile and open connections."""
+
+
+class BusyMeter:
+    """Adds up the time inside `busy`, and that inside `step` around it, over some steps.
+
+    On a GPU by events on the stream of the computation, read when somebody asks: the host neither waits nor matters.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.num_steps = 0
+        self.on = False
+        self._steps: list[tuple[Any, Any]] = []
+        self._works: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def step(self) -> Generator[None]:
+        """Around one step."""
+        self.on = FIRST_STEP <= self.num_steps < FIRST_STEP + NUM_STEPS
+        begin = self._now() if self.on else None
+        yield
+        if self.on:
+            self._steps.append((begin, self._now()))
+        self.num_steps += 1
+        self.on = False
+
+    @contextmanager
+    def busy(self) -> Generator[None]:
+        """Around forward, loss or backward of one microbatch in one stage."""
+        if not self.on:
+            yield
+            return
+        begin = self._now()
+        yield
+        self._works.append((begin, self._now()))
+
+    def totals_s(self) -> tuple[float, float, int]:
+        """Seconds of work, seconds of steps, number of steps."""
+        return self._sum(self._works), self._sum(self._steps), len(self._steps)
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _sum(self, pairs: list[tuple[Any, Any]]) -> float:
+        if self.device.type != "cuda":
+            return sum(end - begin for begin, end in pairs)
+        torch.cuda.synchronize(self.device)
+        return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
