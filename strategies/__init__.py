@@ -15,6 +15,7 @@ from .base import Strategy
 from .clip import Clip
 from .compile import Compile
 from .cp import ContextParallel
+from .cuda_graph import CudaGraph
 from .ddp import DDP
 from .fp8 import FP8
 from .fsdp2 import FSDP2
@@ -42,6 +43,7 @@ class Strategies:
     accumulation: Accumulation | None = None
     clip: Clip | None = None
     schedule: Schedule | None = None
+    cuda_graph: CudaGraph | None = None  # last: it captures what the others have decided
 
 
 def active(strategies: Any) -> Iterator[tuple[str, Strategy]]:

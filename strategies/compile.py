@@ -71,6 +71,7 @@ class Compile:
                 ("ac", "its CUDA graphs collide with a recomputation, which replays inside a graph"),
                 ("accumulation", "its CUDA graphs overwrite outputs that the next microbatch still needs"),
                 ("fsdp2", "its CUDA graphs need parameters that stay where they are"),
+                ("cuda_graph", "a capture cannot hold another one"),
             )
         ),
     )
