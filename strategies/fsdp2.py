@@ -61,6 +61,13 @@ class FSDP2:
             why="gloo's collectives wait where they stand, so there is nothing to switch off",
             instead="remove it",
         ),
+        Refusal(
+            beside="mesh.pp",
+            setting="reduce_every_microbatch = false or defer_all_reduce = false",
+            holds=lambda fsdp2, run: not (fsdp2.reduce_every_microbatch and fsdp2.defer_all_reduce),
+            why="a pipeline reduces once, after its last microbatch, whatever they say",
+            instead="remove them",
+        ),
     )
 
     @property
@@ -88,7 +95,8 @@ class FSDP2:
         if not self.defer_all_reduce and run.degrees[Axis.DP_REPLICATE] == 1:
             yield "defer_all_reduce = false: has no effect with mesh.dp_replicate = 1; remove it"
         elif not self.defer_all_reduce and run.owners.get(Owns.DP_REPLICATE, "fsdp2") != "fsdp2":
-            yield f"defer_all_reduce = false: has no effect beside strategies.{run.owners[Owns.DP_REPLICATE]}; remove it"
+            other = run.owners[Owns.DP_REPLICATE]
+            yield f"defer_all_reduce = false: has no effect beside strategies.{other}; remove it"
         if not self.defer_all_reduce and not self.reduce_every_microbatch:
             yield "defer_all_reduce = false: has no effect with reduce_every_microbatch = false; remove one of the two"
         if not self.overlap and self.prefetch != 1:
@@ -114,6 +122,11 @@ class FSDP2:
             # What the root holds itself, a tied embedding, is needed from the first moment to the last.
             layout.shard(model.get_submodule(part), keep=True, root=True)
             _prefetch([_sharded(block) for block in blocks], self.prefetch if self.overlap else 0)
+            first = [model.get_submodule(units[0][0])] if units and units[0] != facts.units[-1] else blocks[:1]
+            for module in first:
+                # Nothing comes before it in a microbatch. FSDP2 would go on to the one before, and gather the last
+                # unit once more for nothing; whoever is gathered already needs no gathering.
+                _sharded(module).set_modules_to_backward_prefetch([_sharded(module)])
         sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for module in sharded:
             # The loss is divided by the global number of tokens, so gradients are summed, not averaged; plain SUM,
