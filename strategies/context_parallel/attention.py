@@ -35,7 +35,7 @@ class _Setting:
         return _Setting(group=found, balance=Balance(kind=balance, num_ranks=found.size()), exchange=EXCHANGES[method])
 
 
-@torch.library.custom_op("stepladder::attention_across_ranks", mutates_args=())
+@torch.library.custom_op("context_parallel::attention", mutates_args=())
 def attention_across_ranks(
     q: Tensor, k: Tensor, v: Tensor, group: str, method: str, balance: str, overlap: bool
 ) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, group: str, method: str, balance: str, ov
     return q.new_empty(b, t, h, width).transpose(1, 2), q.new_empty((b, h, t), dtype=wide)
 
 
-@torch.library.custom_op("stepladder::attention_across_ranks_backward", mutates_args=())
+@torch.library.custom_op("context_parallel::attention_backward", mutates_args=())
 def attention_across_ranks_backward(
     grad: Tensor,
     q: Tensor,
