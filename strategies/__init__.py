@@ -12,16 +12,21 @@ from .accumulation import Accumulation
 from .adamw import AdamW
 from .amp import Amp
 from .base import Strategy
+from .chunked_loss import ChunkedLoss
 from .clip import Clip
 from .compile import Compile
 from .cp import ContextParallel
 from .cuda_graph import CudaGraph
 from .ddp import DDP
+from .ep import ExpertParallel
 from .fp8 import FP8
 from .fsdp2 import FSDP2
 from .matmul_precision import MatmulPrecision
+from .nccl import NCCL
+from .optimizer_in_backward import OptimizerInBackward
 from .pp import PipelineParallel
 from .schedule import Schedule
+from .tp import TensorParallel
 
 __all__ = ["Strategies", "active"]
 
@@ -31,14 +36,19 @@ class Strategies:
     """Every strategy a recipe can name. Field order is application order; torch.compile sees what ac has wrapped."""
 
     matmul_precision: MatmulPrecision | None = None
+    nccl: NCCL | None = None
     pp: PipelineParallel | None = None  # first: what follows sees only the stages of this rank
     fp8: FP8 | None = None  # before anything slices, shards or wraps the layers
+    tp: TensorParallel | None = None
+    chunked_loss: ChunkedLoss | None = None  # after tp: the head's weight may be sliced
     cp: ContextParallel | None = None
+    ep: ExpertParallel | None = None  # after tp: what it slices, ep spreads
     ac: ActivationCheckpointing | None = None
     compile: Compile | None = None  # after ac: Inductor then sees the recomputation too (pytorch #161889)
     ddp: DDP | None = None
     fsdp2: FSDP2 | None = None  # after compile: its hooks stay outside the compiled blocks
     adamw: AdamW | None = None  # made when the sharded weights exist
+    optimizer_in_backward: OptimizerInBackward | None = None
     amp: Amp | None = None
     accumulation: Accumulation | None = None
     clip: Clip | None = None

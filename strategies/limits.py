@@ -21,6 +21,18 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
+class AtMost:
+    """A number not above `bound`."""
+
+    bound: float
+
+    def problems(self, value: float) -> Iterator[str]:
+        """The sentence for a value above the bound."""
+        if not value <= self.bound:
+            yield f"must be at most {self.bound:g}"
+
+
+@dataclass(frozen=True)
 class Above:
     """A number greater than `bound`."""
 
