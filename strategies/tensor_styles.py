@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from .facts import Slicing
 
@@ -56,31 +56,40 @@ class Layout:
                 self._leave(module)
             elif any(name.startswith(f"{mixture}.") for mixture in mixtures):
                 self._make_local(module, how)
-            elif how is Slicing.REGION:
-                self._enter(module)
-            elif how is Slicing.HEAD and self.logits is None:
-                self._enter_local(module)
-                self._distribute(module, "weight", Shard(0))
-            elif how is Slicing.POSITIONWISE:
-                self._by_positions(module)
-            elif how is not Slicing.ROUTER:
-                parallelize_module(module, self.mesh, self._style(how), src_data_rank=None)
+            else:
+                self._slice(module, how)
         spared = [model.get_submodule(name) for name in experts] if self.spares_experts else []
         self._replicate_the_rest(model, {id(module) for each in spared for module in each.modules()})
 
-    def _style(self, how: Slicing) -> ParallelStyle:
-        """The library's style for a word."""
+    def _slice(self, module: nn.Module, how: Slicing) -> None:
+        """Carry out a word for a module that is not among experts."""
         match how:
+            case Slicing.REGION:
+                self._enter(module)
             case Slicing.COLUMN:
-                return ColwiseParallel()
+                parallelize_module(module, self.mesh, ColwiseParallel(), src_data_rank=None)
             case Slicing.ROW:
-                return RowwiseParallel(output_layouts=self.between)
+                style = RowwiseParallel(output_layouts=self.between)
+                parallelize_module(module, self.mesh, style, src_data_rank=None)
+            case Slicing.POSITIONWISE:
+                self._receive(module, self.between)
+                self._return(module, self.between)
+            # Not by the library's styles: their outputs are still on their way, which a compiled block after the
+            # embedding takes for the result (torch 2.13), and a pipeline would send.
             case Slicing.EMBEDDING:
-                return RowwiseParallel(input_layouts=Replicate(), output_layouts=self.between)
+                self._distribute(module, "weight", Shard(0))
+                self._receive(module, Replicate())
+                self._return(module, self.between)
             case Slicing.HEAD:
-                return ColwiseParallel(input_layouts=self.between, output_layouts=self.logits)
+                for leaf, _ in list(module.named_parameters(recurse=False)):
+                    self._distribute(module, leaf, Shard(0))
+                if self.logits is None:
+                    self._enter_local(module)
+                else:
+                    self._enter(module)
+                    self._return(module, self.logits)
             case _:
-                raise AssertionError(f"{how} has no style of its own")
+                raise AssertionError(f"{how} has a meaning among experts only")
 
     def _distribute(self, module: nn.Module, leaf: str, placement: Placement) -> None:
         """Each rank keeps its part of a parameter. No communication: weights are a function of seed and name."""
@@ -122,38 +131,28 @@ class Layout:
 
         region.register_forward_hook(add_up)
 
-    def _by_positions(self, module: nn.Module) -> None:
-        """Let whole parameters meet this rank's positions, so that their gradients are known to be parts of a sum."""
+    def _receive(self, module: nn.Module, given: Placement) -> None:
+        """Tell the module how its plain first input lies on the mesh."""
 
         def enter(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (DTensor.from_local(inputs[0], self.mesh, [self.between], run_check=False), *inputs[1:])
-
-        def leave(module: nn.Module, inputs: object, output: DTensor) -> Tensor:
-            return output.to_local()
+            return (DTensor.from_local(inputs[0], self.mesh, [given], run_check=False), *inputs[1:])
 
         module.register_forward_pre_hook(enter)
+
+    def _return(self, module: nn.Module, wanted: Placement) -> None:
+        """Make the output a plain tensor that lies as wanted."""
+
+        def leave(module: nn.Module, inputs: object, output: DTensor) -> Tensor:
+            return output.redistribute(placements=[wanted]).to_local()
+
         module.register_forward_hook(leave)
 
     def _make_local(self, module: nn.Module, how: Slicing) -> None:
-        """Slice a linear layer among experts, whose input and output are plain parts."""
+        """Slice a linear layer among experts: the model computes with its own part of it."""
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             dim = {Slicing.COLUMN: 0, Slicing.ROW: 1}.get(how)
             assert how is not Slicing.ROW or parameter.ndim > 1, "each rank would add the bias of a ROW among experts"
             self._distribute(module, leaf, Replicate() if dim is None else Shard(dim))
-            _show_local(module, leaf)
-
-
-def local(parameter: Tensor) -> Tensor:
-    """The part of a weight that this rank has; a whole one's gradient is a part of the sum over the ranks."""
-    if not isinstance(parameter, DTensor):
-        return parameter
-    return parameter.to_local(grad_placements=[Partial() if p.is_replicate() else p for p in parameter.placements])
-
-
-def _show_local(module: nn.Module, leaf: str) -> None:
-    """Let `module.<leaf>` be the local tensor, for any class of linear layer; the parameter itself stays a DTensor."""
-    shown = property(lambda self: local(self._parameters[leaf]))
-    module.__class__ = type(module.__class__.__name__, (module.__class__,), {leaf: shown})
 
 
 def settle_partial(model: nn.Module) -> Callable[[], None]:

@@ -107,6 +107,7 @@ class TensorParallel:
             program,
             loss=_loss_of_slices(mesh) if self.loss_parallel and not chunked else program.loss,
             after_backward=(*program.after_backward, settle_partial(program.model)),
+            sequence_split=program.sequence_split * (mesh.size() if self.sequence_parallel else 1),
         )
 
 

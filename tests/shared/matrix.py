@@ -151,7 +151,7 @@ def _train(num_ranks: int, entries: Sequence[Entry], timeout_s: float) -> list[V
         failed = "" if loss <= most_loss and gradient <= most_gradient else "other steps than one process"
         verdicts.append(Verdict(entry, failed=failed, loss=loss, gradient=gradient))
     if len(verdicts) < len(entries):
-        verdicts.append(Verdict(entries[len(verdicts)], failed=failure[-1500:] or "no result"))
+        verdicts.append(Verdict(entries[len(verdicts)], failed=failure[-3500:] or "no result"))
     return verdicts
 
 
