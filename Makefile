@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-parallel lint format bench-overhead clean
+.PHONY: help demo test test-parallel lint format bench-overhead bench-gpu clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -38,6 +38,9 @@ format: $(READY) ## format in place
 bench-overhead: $(READY) ## host time per step beside Accelerate, Fabric and Lightning
 	$(PIP) --no-build-isolation --editable '.[dev,bench]'
 	$(BIN)/python benchmarks/overhead.py
+
+bench-gpu: $(READY) ## FP8, compile modes, checkpointing and CUDA graphs on one GPU, in 8 minutes
+	$(BIN)/python benchmarks/gpu_parallel.py
 
 clean: ## remove the environment and what runs left behind
 	rm -rf $(VENV) runs build *.egg-info
