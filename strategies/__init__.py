@@ -21,6 +21,7 @@ from .ddp import DDP
 from .ep import ExpertParallel
 from .fp8 import FP8
 from .fsdp2 import FSDP2
+from .local_sgd import LocalSGD
 from .matmul_precision import MatmulPrecision
 from .nccl import NCCL
 from .optimizer_in_backward import OptimizerInBackward
@@ -47,6 +48,7 @@ class Strategies:
     compile: Compile | None = None  # after ac: Inductor then sees the recomputation too (pytorch #161889)
     ddp: DDP | None = None
     fsdp2: FSDP2 | None = None  # after compile: its hooks stay outside the compiled blocks
+    local_sgd: LocalSGD | None = None  # after fsdp2: it averages shards
     adamw: AdamW | None = None  # made when the sharded weights exist
     optimizer_in_backward: OptimizerInBackward | None = None
     amp: Amp | None = None

@@ -172,6 +172,10 @@ class Program:
     norm_group: "ProcessGroup | None" = None
     """Ranks that hold other parameters of the same model (a pipeline): the gradient norm is taken over all of them."""
     loss_scaling: LossScaling = LossScaling()
+    replica: int | None = None
+    """Which of several models that train apart this rank holds, so that a checkpoint keeps each; None for one model."""
+    kept_tensors: "Callable[[], dict[str, Tensor]]" = dict
+    """Further tensors that a checkpoint keeps and reads back in place, by name; the same on every replica."""
     reports: tuple[Callable[[], list[str]], ...] = ()
     """What strategies have to say when the run is over: lines for the log."""
 

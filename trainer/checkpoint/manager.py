@@ -150,10 +150,10 @@ class Checkpoints:
             raise CheckpointError(f"{path}: {_first_cause(error)}; use another checkpoint") from error
         except Exception as error:  # a damaged file fails deep inside torch, in many kinds
             raise CheckpointError(f"{path}: cannot be loaded ({error}); use another checkpoint") from error
-        paths = self._paths()
-        set_model_state_dict(self.program.model, {paths[name]: each for name, each in tensors["model"].items()})
+        paths, own = self._paths(), self._replica
+        set_model_state_dict(self.program.model, {paths[name]: each for name, each in tensors[f"model{own}"].items()})
         optimizer_state = self._optimizer_state()
-        optimizer_state["state"] = {paths[name]: each for name, each in tensors["optimizer"].items()}
+        optimizer_state["state"] = {paths[name]: each for name, each in tensors[f"optimizer{own}"].items()}
         set_optimizer_state_dict(self.program.model, self.optimizer, optimizer_state)
         rng.restore(tensors["rng"][f"rank-{self.rank}"], self.device)
         if scaling.keys() == self.program.loss_scaling.state().keys():  # else the format has changed: it starts anew
@@ -202,11 +202,17 @@ class Checkpoints:
         from . import rng
 
         model, optimizer = get_model_state_dict(self.program.model), self._optimizer_state()["state"]
+        kept, own = self.program.kept_tensors(), self._replica
         return {
-            "model": {canonical(path): each for path, each in model.items()},
-            "optimizer": {canonical(path): each for path, each in optimizer.items()},
+            f"model{own}": {canonical(path): each for path, each in model.items()},
+            f"optimizer{own}": {canonical(path): each for path, each in optimizer.items()},
             "rng": {f"rank-{self.rank}": rng.capture(self.device)},
-        }
+        } | ({"kept": kept} if kept else {})
+
+    @property
+    def _replica(self) -> str:
+        """Put behind the names of what replicas that train apart do not share: what is called the same is kept once."""
+        return "" if self.program.replica is None else f"-{self.program.replica}"
 
     def _paths(self) -> dict[str, str]:
         """Where this rank keeps what a checkpoint calls by its canonical name: a pipeline puts its stages in front."""
