@@ -184,11 +184,10 @@ def load_report(model: nn.Module, sum_over_ranks: SumOverRanks) -> list[str]:
     sum_over_ranks(loads_LE)
     loads_LE += torch.stack([layer.total for layer in layers.values()])  # has been summed already
     lines: list[str] = []
-    for name, load_E in zip(layers, loads_LE.double(), strict=True):
-        if (mean := float(load_E.mean())) > 0:
-            idle = int((load_E == 0).sum())
-            lines.append(
-                f"experts: {canonical(name)}: the busiest got {float(load_E.max()) / mean:.2f}x the mean, "
-                f"{f'{idle} of {len(load_E)} got no token' if idle else 'none went without tokens'}"
-            )
+    for path, load_E in zip(layers, loads_LE.double(), strict=True):
+        name, mean = canonical(path).removeprefix("module."), float(load_E.mean())  # DDP puts itself in front
+        idle = int((load_E == 0).sum())
+        without = f"{idle} of {len(load_E)} got no token" if idle else "none went without tokens"
+        if mean > 0:
+            lines.append(f"experts: {name}: the busiest got {float(load_E.max()) / mean:.2f}x the mean, {without}")
     return lines
