@@ -4,8 +4,9 @@ Shapes, groups and memory are those of the real world; values are not, and a mis
 """
 
 import multiprocessing
+import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,27 +23,50 @@ from stepladder.trainer.models.decoder import next_token_loss
 from stepladder.trainer.step import accumulate
 
 
-def as_rank(rank: int, num_ranks: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 240) -> Any:
-    """What `function(*arguments)` returns on one rank of a fake world.
+def as_rank(rank: int, num_ranks: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 600) -> Any:
+    """What `function(*arguments)` returns on one rank of a fake world; see `on_ranks`."""
+    return on_ranks([rank], num_ranks, function, *arguments, timeout_s=timeout_s)[rank]
 
-    In a process of its own: DTensor remembers, by mesh, what a rank has found. Raises: AssertionError if it fails or
-    does not come back in time.
+
+def on_ranks(
+    ranks: Iterable[int], num_ranks: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 600
+) -> dict[int, Any]:
+    """What `function(*arguments)` returns on each of some ranks of a fake world.
+
+    Each in a process of its own, for DTensor remembers by mesh what a rank has found; as many at once as there are
+    cores. Raises: AssertionError if one fails or does not come back in time.
     """
+    found: dict[int, Any] = {}
+    waiting = sorted(set(ranks))
+    while waiting:
+        together, waiting = waiting[: os.cpu_count()], waiting[os.cpu_count() or 1 :]
+        started = {rank: _start(rank, num_ranks, function, arguments) for rank in together}
+        try:
+            for rank, (_, pipe) in started.items():
+                found[rank] = _receive(pipe, f"rank {rank} of {num_ranks}", timeout_s)
+        finally:
+            for process, _ in started.values():
+                process.kill()
+                process.join()
+    return found
+
+
+def _start(rank: int, num_ranks: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
     context = multiprocessing.get_context("fork")  # torch is loaded already
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(there, rank, num_ranks, function, arguments))
     process.start()
     there.close()
+    return process, here
+
+
+def _receive(pipe: Any, who: str, timeout_s: float) -> Any:
+    assert pipe.poll(timeout_s), f"{who}: no answer in {timeout_s:g} s"
     try:
-        assert here.poll(timeout_s), f"rank {rank} of {num_ranks}: no answer in {timeout_s:g} s"
-        answer = here.recv_bytes()
+        result, problem = pickle.loads(pipe.recv_bytes())
     except EOFError:
-        raise AssertionError(f"rank {rank} of {num_ranks} died") from None
-    finally:
-        process.kill()
-        process.join()
-    result, problem = pickle.loads(answer)
-    assert not problem, f"rank {rank} of {num_ranks}:\n{problem}"
+        raise AssertionError(f"{who} died") from None
+    assert not problem, f"{who}:\n{problem}"
     return result
 
 
