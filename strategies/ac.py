@@ -94,6 +94,13 @@ class ActivationCheckpointing:
             instead="use mode = 'budget' or 'selective', or remove strategies.compile",
         ),
         Refusal(
+            beside="mesh.tp",
+            setting="mode = 'full', or save, with strategies.compile",
+            holds=lambda ac, run: "compile" in run.active and (ac.mode == "full" or ac.save is not None),
+            why="torch.compile (2.13) mistakes the mesh of a weight that a recomputation needs for a tensor",
+            instead="use mode = 'selective' without save, or mode = 'budget'",
+        ),
+        Refusal(
             beside="pp",
             setting="mode = 'selective'",
             holds=lambda ac, run: ac.mode == "selective" and Owns.SPLIT_BACKWARD in run.owners,

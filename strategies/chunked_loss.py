@@ -53,7 +53,6 @@ class ChunkedLoss:
         """Let the head hand on what it is given, and the loss do its work; a stage without a head stays as it is."""
         from torch import nn
 
-        from .tensor_styles import local
         from .vocab_parallel import linear_cross_entropy
 
         if not program.facts.head:
@@ -67,7 +66,7 @@ class ChunkedLoss:
 
         def chunked_loss(hidden_BTD: "Tensor", batch: Batch) -> "Tensor":
             # FSDP2 and DDP see the weight's gradient arrive as from any layer: it is used once a microbatch.
-            weight_VD = local(head.weight)
+            weight_VD = head.weight if mesh is None else head.weight.to_local()
             return linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, batch.labels.flatten(), mesh, num_chunks)
 
         return replace(program, loss=chunked_loss)

@@ -76,6 +76,13 @@ class DDP:
             instead="use strategies.fsdp2, with mesh.dp_replicate for replicas",
         ),
         Refusal(
+            beside="chunked_loss",
+            setting="find_unused_parameters = true",
+            holds=lambda ddp, run: ddp.find_unused_parameters,
+            why="it takes the output projection, which the loss uses, for unused",
+            instead="remove find_unused_parameters",
+        ),
+        Refusal(
             beside="accumulation",
             setting="static_graph = true",
             holds=lambda ddp, run: ddp.static_graph,
