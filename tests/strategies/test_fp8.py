@@ -235,28 +235,31 @@ def outcomes(cases: dict[str, Case]) -> dict[str, Outcome]:
 def test_four_ranks_take_the_steps_of_one(alone: dict[str, Outcome]) -> None:
     """Row scales of tokens and weights are the same wherever a token lies. Those of a weight gradient's operands are
     not, but they are powers of two: they move no bit of a number unless it is among the smallest ones of FP8. One scale
-    for all of a rank's tokens is another on each rank.
+    for all of a rank's tokens is another on each rank, and a slice of a layer may be too thin to be converted.
     """
-    mesh = {"dp_replicate": 2, "dp_shard": 2}
+    replicas, slices, stages = ({axis: 2, "dp_shard": 2} for axis in ("dp_replicate", "tp", "pp"))
+    in_stages = {"pp": {}, "accumulation": {"num_microbatches": 2}}
     made = {
-        name: Case(num_ranks=4, mesh=mesh, strategies=with_fp8(recipe, **more) | {"fsdp2": {}})
-        for name, recipe, more in (
-            ("tensorwise", "tensorwise", {}),
-            ("gathered", "tensorwise", {"fsdp_all_gather": True}),
-            ("rowwise", "rowwise", {}),
-            ("mxfp8", "mxfp8", {}),
+        name: Case(num_ranks=4, mesh=mesh, strategies=with_fp8(recipe, **settings) | {"fsdp2": {}} | more)
+        for name, mesh, recipe, settings, more in (
+            ("replicas", replicas, "tensorwise", {}, {}),
+            ("replicas, gathered", replicas, "tensorwise", {"fsdp_all_gather": True}, {}),
+            ("slices", slices, "tensorwise", {}, {"tp": {}}),
+            ("slices, gathered", slices, "tensorwise", {"fsdp_all_gather": True}, {"tp": {}}),
+            ("stages", stages, "rowwise", {}, in_stages),
+            ("rowwise", replicas, "rowwise", {}, {}),
         )
     }
     found = run_ranks(outcomes, 4, made)
-    assert differences(found["gathered"], found["tensorwise"]) == (0.0, 0.0)
-    for recipe, loss_tolerance, gradient_tolerance in (
-        ("tensorwise", LOSS_TOLERANCE, GRADIENT_TOLERANCE),
-        ("rowwise", 1e-3, 1e-3),
-        ("mxfp8", 1e-3, 1e-3),
-    ):
-        loss, gradient = differences(found[recipe], alone[recipe])
-        assert gradient < gradient_tolerance, recipe
-        assert loss < loss_tolerance, recipe  # a rounding that falls the other way once is then in all later steps
+    for mesh in ("replicas", "slices"):
+        assert differences(found[f"{mesh}, gathered"], found[mesh]) == (0.0, 0.0)
+        loss, gradient = differences(found[mesh], alone["float32"])
+        assert 1e-5 < loss < LOSS_TOLERANCE
+        assert 1e-2 < gradient < GRADIENT_TOLERANCE
+    for name in ("rowwise", "stages"):
+        loss, gradient = differences(found[name], alone["rowwise"])
+        assert gradient < 1e-3, name
+        assert loss < 1e-3, name  # a rounding that falls the other way once is then in all later steps
 
 
 def test_weights_that_are_gathered_in_fp8_survive_a_checkpoint(stepladder: Callable[..., Any], tmp_path: Path) -> None:
