@@ -97,3 +97,10 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert links
     for page, link in links:
         assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_compatibility_page_is_what_the_strategies_declare() -> None:
+    from stepladder.strategies.compatibility import tables
+
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    assert page.endswith(tables() + "\n"), "run stepladder compatibility and put its answer into the page"

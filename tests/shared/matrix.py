@@ -104,10 +104,10 @@ def plan_problem(case: Case) -> str:
     return ""
 
 
-def judge(entries: Sequence[Entry], *, timeout_s: float = 600, say: Any = None) -> list[Verdict]:
+def judge(entries: Sequence[Entry], *, timeout_s: float = 60, say: Any = None) -> list[Verdict]:
     """Refuse or train every combination, in one set of processes for each number of ranks.
 
-    A combination that raises or hangs costs its set of processes; the rest goes on in another.
+    `timeout_s` is for each. A combination that raises or hangs costs its set of processes; the rest goes on in another.
     """
     verdicts: list[Verdict] = []
     allowed: list[Entry] = []
@@ -122,7 +122,7 @@ def judge(entries: Sequence[Entry], *, timeout_s: float = 600, say: Any = None) 
     for num_ranks, group in itertools.groupby(sorted(allowed, key=_num_ranks), key=_num_ranks):
         waiting = list(group)
         while waiting:
-            done = _train(num_ranks, waiting, timeout_s)
+            done = _train(num_ranks, waiting, 60 + timeout_s * len(waiting))
             verdicts += done
             waiting = waiting[len(done) :]
             for verdict in done:
@@ -161,9 +161,13 @@ def write_differences(path: str, cases: list[Case]) -> None:
     from parity import differences, outcome, reference
 
     references: dict[Any, Any] = {}
-    for case in cases:
+    rank, num_ranks, store = dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store()
+    for i, case in enumerate(cases):
+        # A mesh makes a dozen groups, and each has threads of its own until the world ends.
+        dist.destroy_process_group()
+        dist.init_process_group("gloo", store=dist.PrefixStore(f"case {i}", store), rank=rank, world_size=num_ranks)
         found = outcome(case)
-        if dist.get_rank() == 0:
+        if rank == 0:
             if case.same_training not in references:
                 references[case.same_training] = reference(case)
             with Path(path).open("a") as file:

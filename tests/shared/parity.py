@@ -44,8 +44,8 @@ MODEL: dict[str, Any] = {
 }
 
 Outcome = tuple[list[float], dict[str, torch.Tensor]]
-"""Loss of each step, and the gradients of step 1 by parameter; among these the gradient norm of each step."""
-NORMS = "(norms)"
+"""Loss of each step, and the gradients of step 1 by parameter; among these their norm, as it was measured."""
+NORM = "(norm)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def reference(case: Case) -> Outcome:
         if facts.after_step is not None:
             facts.after_step(model, lambda counts: None)
         losses.append(float(loss.detach()))
-    return losses, gradients | {NORMS: torch.tensor(norms)}
+    return losses, gradients | {NORM: torch.tensor(norms[0])}
 
 
 def identity(program: Program) -> Program:
@@ -194,7 +194,7 @@ def outcome(case: Case, tamper: Callable[[Program], Program] = identity) -> Outc
         wants_norm=lambda step: True,
         mark=no_span,
     )
-    return losses, gradients | ({NORMS: torch.tensor(norms)} if case.keeps_gradients else {})
+    return losses, gradients | ({NORM: torch.tensor(norms[0])} if case.keeps_gradients else {})
 
 
 def whole_gradients(program: Program) -> dict[str, torch.Tensor]:
