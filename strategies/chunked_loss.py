@@ -66,7 +66,8 @@ class ChunkedLoss:
 
         def chunked_loss(hidden_BTD: "Tensor", batch: Batch) -> "Tensor":
             # FSDP2 and DDP see the weight's gradient arrive as from any layer: it is used once a microbatch.
-            weight_VD = head.weight if mesh is None else head.weight.to_local()
+            weight: Any = head.weight
+            weight_VD = weight if mesh is None else weight.to_local()
             return linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, batch.labels.flatten(), mesh, num_chunks)
 
         return replace(program, loss=chunked_loss)
