@@ -53,6 +53,13 @@ class Compile:
             instead="use scope = 'block'",
         ),
         Refusal(
+            beside="mesh.ep",
+            setting="fullgraph = true",
+            holds=lambda compile, run: compile.fullgraph,
+            why="the host must know how many tokens go to each rank, which breaks each block's graph",
+            instead="remove fullgraph",
+        ),
+        Refusal(
             beside="device cpu",
             setting="mode = 'reduce-overhead'",
             holds=lambda compile, run: compile.mode == "reduce-overhead",

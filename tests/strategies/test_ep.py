@@ -203,4 +203,6 @@ def test_what_cannot_be_spread_is_refused_in_a_sentence() -> None:
     assert "strategies.ep: the model has no experts" in problems_of(dense)
     assert "strategies.ep: has no effect with mesh.ep = 1" in problems_of(case(SPREAD, dp_shard=2))
     assert "strategies.ddp: cannot work beside mesh.ep" in problems_of(case({"ep": {}, "ddp": {}}, ep=2))
+    whole = case(SPREAD | {"compile": {"fullgraph": True}}, ep=2)
+    assert "strategies.compile.fullgraph = true: cannot work beside mesh.ep" in problems_of(whole)
     assert "no active strategy sums the gradients over this axis" in problems_of(case({"ep": {}}, ep=2))
