@@ -19,6 +19,7 @@ from parity import (
 
 from stepladder.launch.build import build_program
 from stepladder.launch.ranks import Ranks
+from stepladder.strategies.ac import ActivationCheckpointing
 from stepladder.strategies.base import Run
 from stepladder.strategies.facts import Facts, Slicing
 from stepladder.strategies.mesh import Axis
@@ -207,3 +208,16 @@ def test_async_tp_says_all_that_it_needs(make_run: Callable[..., Run]) -> None:
     assert "device cpu" in found
     assert "has no effect with sequence_parallel = false" in found
     assert "add strategies.compile" in found
+
+
+def test_recomputing_compiled_collectives_is_refused(make_run: Callable[..., Run]) -> None:
+    run = make_run(degrees=dict.fromkeys(Axis, 1) | {Axis.TP: 2}, active={"ac", "compile", "tp"})
+
+    def refused(run: Run, **keys: Any) -> bool:
+        ac = ActivationCheckpointing(**keys)
+        return any(each.beside == "mesh.tp" and each.applies(ac, run) for each in ac.conflicts)
+
+    assert refused(run)
+    assert refused(run, mode="selective", save=("aten.mm",))
+    assert not refused(run, mode="selective")
+    assert not refused(replace(run, active=frozenset({"ac", "tp"})))
