@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-parallel lint format bench-overhead bench-gpu clean
+.PHONY: help demo test test-parallel lint format bench-overhead bench-gpu bench-pipeline clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -41,6 +41,9 @@ bench-overhead: $(READY) ## host time per step beside Accelerate, Fabric and Lig
 
 bench-gpu: $(READY) ## FP8, compile modes, checkpointing and CUDA graphs on one GPU, in 8 minutes
 	$(BIN)/python benchmarks/gpu_parallel.py
+
+bench-pipeline: $(READY) ## bubble of each schedule: measured on four ranks, by formula, simulated
+	$(BIN)/python benchmarks/pipeline.py
 
 clean: ## remove the environment and what runs left behind
 	rm -rf $(VENV) runs build *.egg-info

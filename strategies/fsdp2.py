@@ -68,6 +68,13 @@ class FSDP2:
             why="a pipeline reduces once, after its last microbatch, whatever they say",
             instead="remove them",
         ),
+        Refusal(
+            beside="pp",
+            setting="reshard_after_forward = true",
+            holds=lambda fsdp2, run: bool(fsdp2.reshard_after_forward) and Owns.SPLIT_BACKWARD in run.owners,
+            why="the half of backward for the weights finds no gathered parameters, and leaves them without gradients",
+            instead="remove it, or use a schedule that leaves backward whole: '1f1b' or 'interleaved_1f1b'",
+        ),
     )
 
     @property

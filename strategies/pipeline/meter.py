@@ -49,6 +49,11 @@ class BusyMeter:
         """Seconds of work, seconds of steps, number of steps."""
         return self._sum(self._works), self._sum(self._steps), len(self._steps)
 
+    def forget(self) -> None:
+        """Begin anew, with the next step."""
+        self._steps.clear()
+        self._works.clear()
+
     def _now(self) -> Any:
         if self.device.type != "cuda":
             return time.perf_counter()

@@ -70,7 +70,7 @@ class Pipeline:
         """One step; this rank's sum of losses, which is 0 where the last stage is not."""
         with mark(Span.PIPELINE), self.meter.step():
             schedule, step = self._ready(program, microbatches, scale, mark)
-            schedule.step(target=torch.arange(len(microbatches)), return_outputs=False)
+            schedule.step(target=_no_target(microbatches), return_outputs=False)
         return torch.stack(step.losses).sum() if self.has_loss else torch.zeros((), device=self.device)
 
     def forward_only(self, program: Program, microbatches: Sequence[Batch]) -> Tensor:
@@ -83,7 +83,7 @@ class Pipeline:
                 some = list(microbatches[begin : begin + number])
                 some += [blank] * (number - len(some))
                 schedule, step = self._ready(program, some, 1.0, no_span)
-                schedule.eval(target=torch.arange(number), return_outputs=False)
+                schedule.eval(target=_no_target(some), return_outputs=False)
                 for loss in step.losses:
                     total += loss
         return total
@@ -132,24 +132,30 @@ class Pipeline:
         shape = self.shape
         return make_schedule(shape.schedule, shape.path, stages, shape.num_microbatches, step.loss), step
 
-    def report(self) -> list[str]:
-        """The layout, and the bubble: by formula, for the stages' costs, and as it was. All ranks must call it."""
+    def measured_bubble(self) -> float | None:
+        """Share of the measured steps in which the ranks did not work; None without such steps. All must call it.
+
+        Waits, messages, and the reduction of gradients are no work.
+        """
         import torch.distributed as dist
 
-        shape = self.shape
         work_s, step_s, num_steps = self.meter.totals_s()
-        sums = torch.tensor([work_s, step_s], dtype=torch.float64, device=self.device)
-        longest = sums[1:].clone()
-        dist.all_reduce(sums, group=self.group)
+        work = torch.tensor(work_s, dtype=torch.float64, device=self.device)
+        longest = torch.tensor(step_s, dtype=torch.float64, device=self.device)
+        dist.all_reduce(work, group=self.group)
         dist.all_reduce(longest, dist.ReduceOp.MAX, group=self.group)
+        return 1 - float(work) / (self.shape.num_ranks * float(longest)) if num_steps else None
+
+    def report(self) -> list[str]:
+        """The layout, and the bubble: by formula, for the stages' costs, and as it was. All ranks must call it."""
+        shape = self.shape
+        measured, num_steps = self.measured_bubble(), self.meter.totals_s()[2]
         share = [100 * cost / sum(shape.costs) for cost in shape.costs]
-        costs = list(shape.costs)
-        expected = simulate(shape.order(), costs, costs, costs).bubble
+        expected = simulate(shape.order(), shape.costs, shape.costs, shape.costs).bubble
         ideal = formula(shape.schedule, shape.num_ranks, shape.stages_per_rank, shape.num_microbatches)
         said = [f"{100 * ideal:.1f} % for equal stages"] if ideal is not None else []
         said.append(f"{100 * expected:.1f} % for these costs")
-        if num_steps:
-            measured = 1 - float(sums[0]) / (shape.num_ranks * float(longest))
+        if measured is not None:
             said.append(f"{100 * measured:.1f} % measured over {num_steps} steps")
         return [
             f"pipeline: {shape.schedule}, {shape.num_stages} stages on {shape.num_ranks} ranks, "
@@ -163,3 +169,8 @@ def _with_positions(batch: Batch) -> Batch:
     if batch.positions is not None:
         return batch
     return batch._replace(positions=torch.arange(batch.inputs.shape[1], device=batch.inputs.device))
+
+
+def _no_target(microbatches: Sequence[Batch]) -> Tensor:
+    """What torch hands to the loss, a piece for each microbatch; ours has labels, and looks at no target."""
+    return torch.zeros(len(microbatches))

@@ -44,9 +44,9 @@ class Step:
         stack.enter_context(self.meter.busy())
         return stack
 
-    def loss(self, output: Tensor, index: Tensor) -> Tensor:
-        """What backward starts from: the loss of the microbatch with this index, scaled."""
-        batch = self.batches[int(index)]
+    def loss(self, output: Tensor, target: object) -> Tensor:
+        """What backward starts from: the scaled loss of the next microbatch; the last stage takes them in order."""
+        batch = self.batches[len(self.losses)]
         with self.working(Span.FORWARD), self.program.forward_context():
             loss = self.program.loss(output, batch)
             self.losses.append(loss.detach())
@@ -91,6 +91,13 @@ class Stage(PipelineStage):
         with self.step.working(Span.FORWARD):
             return super().forward_one_chunk(fwd_chunk_id, inputs, {}, save_forward_output)
 
+    def _retrieve_recv_activations(self, fwd_chunk_id: int) -> Any:
+        """What was received, ready for a gradient; torch 2.11 would leave it as an evaluation has first made it."""
+        received = super()._retrieve_recv_activations(fwd_chunk_id)
+        for hidden in received:
+            hidden.requires_grad_(self.has_backward)
+        return received
+
     def forward_maybe_with_nosync(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, with positions, in the program's context."""
         assert self.batch is not None
@@ -117,6 +124,13 @@ class Stage(PipelineStage):
             with self.step.working(Span.BACKWARD):
                 super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
 
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> Any:
+        """Messages with the gradients for the stage before, in one piece each: an expanded one cannot be sent."""
+        if bwd_chunk_id in self.bwd_cache:
+            grads = self.bwd_cache[bwd_chunk_id]
+            self.bwd_cache[bwd_chunk_id] = tuple(None if grad is None else grad.contiguous() for grad in grads)
+        return super().get_bwd_send_ops(bwd_chunk_id)
+
     def perform_reduce_grad(self, grad_scale_factor: int) -> None:
         """Reduce the gradients that all microbatches have added to."""
         if self.has_backward:
@@ -138,6 +152,9 @@ class Stage(PipelineStage):
 
     def _warmup_backward_result(self, received_result: Any = None) -> Tensor:
         return torch.ones_like(super()._warmup_backward_result(received_result))
+
+    def _post_metadata_inference_cleanup(self) -> None:
+        """Do nothing: torch 2.13 would drop the gradients of sharded parameters whenever an evaluation begins."""
 
     def _validate_fwd_outputs(self, outputs: Any) -> None:
         """Do nothing: torch 2.11 would compare the last stage's output too, whose shape is nobody else's business."""
