@@ -39,10 +39,10 @@ _PRODUCTS = (
     "aten._scaled_dot_product_flash_attention_for_cpu",
 )
 # What the network has carried, and what decides where tokens go: a router that decides anew might decide otherwise.
+# Not what it has gathered: that is as many times larger than what each rank has of it as there are ranks.
 _DECISIONS = (
     "_c10d_functional.all_to_all_single",
     "_c10d_functional.reduce_scatter_tensor",
-    "_c10d_functional.all_gather_into_tensor",
     "_c10d_functional.all_reduce",
     "aten.topk",
     "aten._local_scalar_dense",
@@ -67,8 +67,8 @@ class ActivationCheckpointing:
     every: PositiveInt = 1
     """Checkpoint every n-th block: 1 all of them, 2 every other."""
     save: tuple[str, ...] | None = None
-    """Operators whose results `selective` keeps, as `aten.mm`. Default: matrix products, attention, collectives, and
-    what a router decides (topk, copies to the host)."""
+    """Operators whose results `selective` keeps, as `aten.mm`. Default: matrix products, attention, collectives but for
+    gathers, and what a router decides (topk, copies to the host)."""
     budget: Fraction | None = None
     """`budget`: the part of the activation memory that each compiled graph may keep (0.5); 0 keeps its inputs only."""
     offload: bool = False

@@ -17,6 +17,7 @@ from stepladder.profiling.record import no_span
 from stepladder.strategies.base import Batch
 from stepladder.strategies.mesh import Axis
 
+pytestmark = pytest.mark.timeout(900)  # several fake ranks, each of which builds a large model
 LENGTH = 64
 DENSE: dict[str, Any] = {
     "dim": 64,

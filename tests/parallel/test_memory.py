@@ -13,6 +13,7 @@ from fake_world import as_rank, num_bytes, on_meta, on_ranks, plan_of
 
 from stepladder.strategies.mesh import Axis, coordinates
 
+pytestmark = pytest.mark.timeout(900)  # several fake ranks, each of which builds a large model
 FLOAT32 = 4
 STEP_BYTES = 4  # AdamW counts the steps of each parameter, in a float32 of its own
 

@@ -11,6 +11,7 @@ from stepladder.strategies.materialise import build_on_meta
 from stepladder.strategies.mesh import Axis
 from stepladder.strategies.names import canonical
 
+pytestmark = pytest.mark.timeout(900)  # several fake ranks, each of which builds a large model
 WORLDS = {name: recipes.read(name).mesh.required_ranks([]) or 1 for name in sorted(recipes.shipped())}
 LARGE = {name: world for name, world in WORLDS.items() if world > 8}
 PUBLISHED = {"llama3_70b": 70_553_706_496, "llama3_405b": 405_853_388_800, "mixtral_8x22b": 140_620_634_112}
