@@ -98,9 +98,15 @@ def test_a_tied_weight_is_updated_once_with_the_whole_gradient() -> None:
 
 def test_shards_take_the_same_steps(run_ranks: Any, tmp_path: Path) -> None:
     replicated = {"num_ranks": 2, "mesh": {"dp_replicate": 2, "dp_shard": 1}}
-    cases = [pair(TWO, fsdp2={}), pair(TWO, fsdp2={"param_dtype": "bf16"}, ac={}), pair(replicated, fsdp2={})]
+    apart = {"num_ranks": 2, "mesh": {"dp_replicate": 2}}
+    cases = [
+        pair(TWO, fsdp2={}),
+        pair(TWO, fsdp2={"param_dtype": "bf16"}, ac={}),
+        pair(replicated, fsdp2={}),
+        pair(apart, local_sgd={"every": 5}),
+    ]
     found, (on, again) = run_ranks(shards, 2, cases, str(tmp_path))
-    assert len(found) == 3
+    assert len(found) == 4
     for plain, in_backward in found:
         assert_same_steps(plain, in_backward)
         assert plain["peak"] == sum(plain["sizes"].values())
