@@ -198,16 +198,20 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     print(f"bubble of {RANKS} ranks, {1000 * SLEEP_S:.0f} ms each for forward and the two halves of backward")
     print(f"{'schedule':<24} {'stages':>6} {'micro':>5} {'measured':>9} {'formula':>8} {'simulated':>9}", flush=True)
-    assert processes[0].stdout is not None
-    for line in processes[0].stdout:
-        found = row(*json.loads(line))
-        rows.append(found)
-        print(
-            f"{found['schedule']:<24} {found['stages_per_rank']:>6} {found['num_microbatches']:>5} "
-            f"{percent(found['measured']):>9} {percent(found['formula']):>8} {percent(found['simulated']):>9}",
-            flush=True,
-        )
-    failed = [process.wait() for process in processes]
+    try:
+        assert processes[0].stdout is not None
+        for line in processes[0].stdout:
+            found = row(*json.loads(line))
+            rows.append(found)
+            print(
+                f"{found['schedule']:<24} {found['stages_per_rank']:>6} {found['num_microbatches']:>5} "
+                f"{percent(found['measured']):>9} {percent(found['formula']):>8} {percent(found['simulated']):>9}",
+                flush=True,
+            )
+        failed = [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     if any(failed) or len(rows) != len(list(cases())):
         print("not measured: a rank failed")
         return 1
