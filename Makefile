@@ -22,7 +22,7 @@ demo: $(READY) ## install, then train a byte-level decoder on real text with two
 test: $(READY) ## the whole fast suite
 	$(BIN)/pytest
 
-test-parallel: $(READY) ## every mesh of up to 8 ranks, pairs of options, large worlds, memory counts: about N minutes
+test-parallel: $(READY) ## every mesh of up to 8 ranks, pairs of options, large worlds, memory counts: about an hour on 2 cores
 	$(BIN)/pytest tests/parallel
 	$(BIN)/python tests/parallel/run_matrix.py
 

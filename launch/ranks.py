@@ -161,12 +161,17 @@ def barrier(ranks: Ranks) -> None:
         dist.barrier()
 
 
-def agree(ranks: Ranks, problem: str) -> str:
-    """Wait for all ranks; the first problem that any of them hands in, on every rank alike ('' if there is none)."""
+def gather(ranks: Ranks, value: Any) -> list[Any]:
+    """What each rank hands in, in their order, on every rank alike."""
     if ranks.num_ranks == 1:
-        return problem
+        return [value]
     import torch.distributed as dist
 
-    problems: list[Any] = [None] * ranks.num_ranks
-    dist.all_gather_object(problems, problem)
-    return next((each for each in problems if each), "")
+    values: list[Any] = [None] * ranks.num_ranks
+    dist.all_gather_object(values, value)
+    return values
+
+
+def agree(ranks: Ranks, problem: str) -> str:
+    """Wait for all ranks; the first problem that any of them hands in, on every rank alike ('' if there is none)."""
+    return next((each for each in gather(ranks, problem) if each), "")

@@ -16,7 +16,7 @@ from ..profiling.errors import TraceError
 from ..profiling.record import marker
 from ..profiling.spans import Span
 from ..strategies.base import Program
-from ..strategies.mesh import Axis, data_rank
+from ..strategies.mesh import Axis, coordinates, data_rank
 from ..trainer.checkpoint.errors import CheckpointError
 from ..trainer.checkpoint.manager import Checkpoints, last_checkpoint
 from ..trainer.data.order import Share
@@ -28,7 +28,7 @@ from .build import build_program
 from .console import Console
 from .errors import ExitCode
 from .plan import Plan
-from .ranks import Ranks, StopRequest, Voice, agree, barrier, sum_over_ranks
+from .ranks import Ranks, StopRequest, Voice, agree, barrier, gather, sum_over_ranks
 from .recipe import flatten, resolved
 
 if TYPE_CHECKING:
@@ -260,12 +260,18 @@ class Session:
             run_folder.record(self.folder, recipe, command=self.command)
         return step
 
+    def _reports(self, program: Program) -> list[str]:
+        """What strategies and model have to say, each line once: the stages of a pipeline know of different layers."""
+        own = [line for report in program.reports for line in report()]
+        at = coordinates(self.ranks.rank, self.plan.degrees)
+        speaks = all(place == 0 for axis, place in at.items() if axis is not Axis.PP)
+        return list(dict.fromkeys(line for each in gather(self.ranks, own if speaks else []) for line in each))
+
     def _finish(self, done: int, program: Program, console: Console) -> int:
         """Say what there is to say and leave `exit.json`."""
         recipe = self.plan.recipe
         console.clear()
-        for report in program.reports:
-            console.say(*report())
+        console.say(*self._reports(program))
         barrier(self.ranks)  # every rank has written its trace
         if recipe.profiler and recipe.profiler.trace:
             try:

@@ -127,6 +127,7 @@ class DDP:
             process_group=group,
             bucket_cap_mb=bucket_mib,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
+            broadcast_buffers=False,  # they begin equal, and what a rank counts in them is its own
             static_graph=self.static_graph,
             find_unused_parameters=self.find_unused_parameters,
         )

@@ -128,7 +128,7 @@ class FSDP2:
                 layout.shard([model.get_submodule(name) for name in unit], keep=unit == facts.units[-1])
             # What the root holds itself, a tied embedding, is needed from the first moment to the last.
             layout.shard(model.get_submodule(part), keep=True, root=True)
-            _prefetch([_sharded(block) for block in blocks], self.prefetch if self.overlap else 0)
+            _prefetch([_units_of(block) for block in blocks], self.prefetch if self.overlap else 0)
             first = [model.get_submodule(units[0][0])] if units and units[0] != facts.units[-1] else blocks[:1]
             for module in first:
                 # Nothing comes before it in a microbatch. FSDP2 would go on to the one before, and gather the last
@@ -280,8 +280,16 @@ def _sharded(module: Any) -> "FSDPModule":
     return module
 
 
-def _prefetch(blocks: "list[FSDPModule]", depth: int) -> None:
+def _units_of(block: Any) -> "list[FSDPModule]":
+    """What is gathered for a block: itself, and its experts where they are sharded on their own."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in block.modules() if isinstance(module, FSDPModule)]
+
+
+def _prefetch(blocks: "list[list[FSDPModule]]", depth: int) -> None:
     """Explicit lists, because FSDP2's implicit prefetch stops working when a forward pass waits for the device."""
-    for i, block in enumerate(blocks):
-        block.set_modules_to_forward_prefetch(blocks[i + 1 : i + 1 + depth])
-        block.set_modules_to_backward_prefetch(blocks[max(0, i - depth) : i][::-1])
+    for i, (block, *_) in enumerate(blocks):
+        block.set_modules_to_forward_prefetch([unit for each in blocks[i + 1 : i + 1 + depth] for unit in each])
+        before = blocks[max(0, i - depth) : i][::-1]
+        block.set_modules_to_backward_prefetch([unit for each in before for unit in each])

@@ -7,7 +7,7 @@ layout without counting a replica twice; the norms of the groups, and then of th
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,8 @@ def total_norm(
 
 
 def _whole(norm: "Tensor") -> "Tensor":
-    """The norm of sharded gradients is itself spread over the ranks."""
-    whole = getattr(norm, "full_tensor", None)  # asked this way, because importing DTensor takes half a second
-    return norm if whole is None else whole()
+    """The norm of sharded gradients is spread over the ranks itself; that of offloaded ones travels by the device."""
+    sharded: Any = norm
+    if not hasattr(sharded, "full_tensor"):  # asked this way, because importing DTensor takes half a second
+        return norm
+    return sharded.to(sharded.device_mesh.device_type).full_tensor()

@@ -20,16 +20,19 @@ def main() -> int:
     for verdict in verdicts:
         if verdict.refused:
             print(line(verdict))
+    degrees = {each.name for each in every_degree()}
+    unjust = [each for each in verdicts if each.refused and each.entry.name in degrees]
+    print(*(f"refused without need: {line(each)}" for each in unjust), sep="\n")
     kinds = Counter("failed" if each.failed else "refused" if each.refused else "passed" for each in verdicts)
     for verdict in verdicts:
         if verdict.failed:
             print(line(verdict))
-    word = "FAIL" if kinds["failed"] else "PASS"
+    word = "FAIL" if kinds["failed"] or unjust or not kinds["passed"] else "PASS"
     print(
         f"parallel: {word} {len(verdicts)} combinations tried, {kinds['passed']} take the steps of one process, "
         f"{kinds['refused']} refused, {kinds['failed']} failed; {time.monotonic() - start_s:.0f} s"
     )
-    return 1 if kinds["failed"] else 0
+    return 0 if word == "PASS" else 1
 
 
 if __name__ == "__main__":

@@ -208,9 +208,18 @@ LAYOUTS: tuple[Degrees, ...] = (
     (2, 1, 1, 2, 1, 1),
     (2, 1, 1, 1, 2, 1),
     (1, 4, 1, 1, 1, 1),
+    (2, 1, 2, 1, 1, 2),
+    (1, 1, 2, 2, 1, 2),
+    (1, 1, 2, 1, 2, 2),
 )
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "reduction": {"fsdp2": {}, "ddp": {"ddp": {}}, "zero-2": {"fsdp2": {"reshard_after_forward": False}}},
+    "reduction": {
+        "fsdp2": {},
+        "ddp": {"ddp": {}},
+        "zero-2": {"fsdp2": {"reshard_after_forward": False}},
+        "zero-1": {"fsdp2": {"reshard_after_forward": False, "reduce_every_microbatch": False}},
+        "offloaded": {"fsdp2": {"cpu_offload": True}},
+    },
     "schedule": {
         name: {"pp": {"schedule": name}}
         for name in ("1f1b", "gpipe", "interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev")
@@ -220,15 +229,25 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "no sp": {"tp": {"sequence_parallel": False}},
         "no lp": {"tp": {"loss_parallel": False}},
     },
-    "ring": {"ring": {}, "gather": {"cp": {"method": "all_gather"}}, "contiguous": {"cp": {"balance": "none"}}},
+    "ring": {
+        "ring": {},
+        "waiting ring": {"cp": {"overlap": False}},
+        "gather": {"cp": {"method": "all_gather"}},
+        "contiguous": {"cp": {"balance": "none"}},
+    },
     "ac": {
         "no ac": {},
         "full": {"ac": {}},
         "selective": {"ac": {"mode": "selective"}},
-        "offload": {"ac": {"mode": "offload"}},
     },
     "compile": {"eager": {}, "compiled": {"compile": {"backend": "aot_eager"}}},
-    "precision": {"float32": {}, "amp": {"amp": {}}, "bf16": {"fsdp2": {"param_dtype": "bf16"}}},
+    "precision": {
+        "float32": {},
+        "amp": {"amp": {}},
+        "fp16": {"amp": {"dtype": "fp16", "init_scale": 1024.0}},
+        "bf16": {"fsdp2": {"param_dtype": "bf16"}},
+        "fp8": {"fp8": {"emulate": True, "recipe": "rowwise"}},
+    },
     "loss": {"whole": {}, "chunked": {"chunked_loss": {"num_chunks": 2}}},
     "optimizer": {
         "fused": {},
@@ -304,4 +323,4 @@ def _entry(row: dict[str, Any]) -> Entry:
     if row["reduction"] == "ddp" and row["precision"] == "bf16":
         strategies["fsdp2"] = {"param_dtype": "bf16"}
     entry = Entry(", ".join(words), case_of(degrees, strategies))
-    return replace(entry, precision="float32" if row["precision"] == "float32" else "bf16")
+    return replace(entry, precision={"float32": "float32", "fp8": "fp8"}.get(row["precision"], "bf16"))

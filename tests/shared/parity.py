@@ -74,7 +74,7 @@ class Case:
         return self.strategies.get("clip") is not False
 
     def recipe_tree(self) -> dict[str, Any]:
-        accumulation = self.strategies.get("accumulation", {}).get("num_microbatches", 1)
+        accumulation = (self.strategies.get("accumulation") or {}).get("num_microbatches", 1)
         data_degrees = [self.mesh.get(axis, 1) for axis in ("dp_replicate", "dp_shard", "ep")]
         data_ranks = math.prod(data_degrees) if self.mesh else self.num_ranks
         size, rest = divmod(self.global_batch, data_ranks * accumulation)
@@ -213,14 +213,17 @@ def whole_gradients(program: Program) -> dict[str, torch.Tensor]:
 
 
 def differences(found: Outcome, expected: Outcome) -> tuple[float, float]:
-    """Largest relative difference of a loss, and of a gradient (relative L2)."""
+    """Largest relative difference of a loss, and of a gradient (relative L2); infinite if anything is not finite."""
     (losses, gradients), (true_losses, true_gradients) = found, expected
     assert not gradients or gradients.keys() == true_gradients.keys()
-    loss = max(abs(a - b) / abs(b) for a, b in zip(losses, true_losses, strict=True))
-    gradient = max(
-        (float((gradients[k] - true_gradients[k]).norm() / true_gradients[k].norm()) for k in gradients), default=0.0
-    )
-    return loss, gradient
+    loss = [abs(a - b) / abs(b) for a, b in zip(losses, true_losses, strict=True)]
+    gradient = [float((gradients[k] - true_gradients[k]).norm() / true_gradients[k].norm()) for k in gradients]
+    return largest(loss), largest(gradient)
+
+
+def largest(values: list[float]) -> float:
+    """The largest, where NaN is larger than everything: `max` would pass over it."""
+    return max((each if math.isfinite(each) else math.inf for each in values), default=0.0)
 
 
 def differences_of(cases: list[Case]) -> list[tuple[float, float] | str]:
