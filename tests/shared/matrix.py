@@ -217,7 +217,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "fsdp2": {},
         "ddp": {"ddp": {}},
         "zero-2": {"fsdp2": {"reshard_after_forward": False}},
-        "zero-1": {"fsdp2": {"reshard_after_forward": False, "reduce_every_microbatch": False}},
+        "zero-1": {
+            "fsdp2": {"reshard_after_forward": False, "reduce_every_microbatch": False},
+            "accumulation": {"num_microbatches": 2},
+        },
         "offloaded": {"fsdp2": {"cpu_offload": True}},
     },
     "schedule": {
