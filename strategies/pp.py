@@ -59,7 +59,7 @@ class PipelineParallel:
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="compile",
-            setting="schedule = 'interleaved_zero_bubble', 'zbv' or 'dualpipev'",
+            setting="schedule = 'interleaved_zero_bubble', 'zbv', 'dualpipev', or a csv with I and W",
             holds=lambda pp, run: pp.splits_backward,
             why="a compiled block computes the gradients of inputs and weights in one piece (pytorch #161904)",
             instead="use schedule = 'interleaved_1f1b', or remove strategies.compile",

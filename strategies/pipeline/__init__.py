@@ -5,7 +5,7 @@ check a recipe.
 """
 
 from .actions import Action, Table, TableError, read_table, table_problems
-from .bubble import Timeline, formula, simulate
+from .bubble import formula, simulate
 from .cuts import balanced_cuts, blocks_of_stages, stage_costs
 from .layout import DEFAULT_STAGES_PER_RANK, SPLITS_BACKWARD, V_SHAPED, ScheduleName, rank_of_stages
 
@@ -17,7 +17,6 @@ __all__ = [
     "ScheduleName",
     "Table",
     "TableError",
-    "Timeline",
     "balanced_cuts",
     "blocks_of_stages",
     "formula",

@@ -96,6 +96,7 @@ def table_problems(table: Table, *, num_ranks: int, num_microbatches: int) -> It
         yield f"has no action of stage {missing[0]}, though of stage {num_stages - 1}; number the stages without gaps"
     if idle := [rank for rank, row in enumerate(table) if not row]:
         yield f"line {idle[0] + 1} has no action; give every rank a stage"
+    yield from _balance_problems(table)
     for stage, ranks in sorted(holders.items()):
         if len(ranks) > 1:
             yield f"stage {stage} is on ranks {sorted(ranks)}; a stage has one rank"
@@ -110,6 +111,15 @@ def table_problems(table: Table, *, num_ranks: int, num_microbatches: int) -> It
         yield from _stage_problems(stage, done, num_microbatches)
     for row in table:
         yield from _order_problems(row, num_stages)
+
+
+def _balance_problems(table: Table) -> Iterator[str]:
+    """Ranks with another number of stages than the first one; a rank without any is another matter."""
+    counts = {line: len({action.stage for action in row}) for line, row in enumerate(table, start=1) if row}
+    first = next(iter(counts), 0)
+    if other := next((line for line, count in counts.items() if count != counts[first]), None):
+        said = " and ".join(f"line {line} has {counts[line]}" for line in (first, other))
+        yield f"numbers of stages differ: {said}; give every rank as many"
 
 
 def _stage_problems(stage: int, done: Mapping[Action, int], num_microbatches: int) -> Iterator[str]:

@@ -322,6 +322,8 @@ def test_a_table_is_checked_against_mesh_and_microbatches(tmp_path: Path, make_r
 
     assert said(make_run, **keys) == []
     assert PipelineParallel(**keys).owns >= {Owns.SPLIT_BACKWARD}
+    (split,) = said(make_run, compile=Compile(), **keys)
+    assert "or a csv with I and W: cannot work beside strategies.compile" in split
     assert any("has 2 lines, but mesh.pp = 4" in each for each in said(make_run, degree=4, **keys))
     assert any("0F2 is beyond the 2 microbatches" in each for each in said(make_run, microbatches=2, **keys))
     assert any("4 stages, but the model has 3 blocks" in each for each in said(make_run, layers=3, **keys))

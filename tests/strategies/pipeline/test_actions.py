@@ -74,6 +74,10 @@ BAD = {
     "0F2 is beyond the 2 microbatches": ["0F0,0F1,0F2,0B0,0B1", GOOD[1]],
     "has no action of stage 1, though of stage 2": ["0F0,0F1,0B0,0B1", "2F0,2F1,2B0,2B1"],
     "line 2 has no action": ["0F0,0F1,0B0,0B1", ""],
+    "numbers of stages differ: line 1 has 2 and line 2 has 1; give every rank as many": [
+        "0F0,0F1,2F0,2F1,2B0,2B1,0B0,0B1",
+        "1F0,1F1,1B0,1B1",
+    ],
 }
 
 
