@@ -50,6 +50,7 @@ class Plan:
             seed=self.recipe.run.seed,
             active=frozenset(name for name, _ in active(self.recipe.strategies)),
             owners=owners(self.recipe.strategies),
+            strategies=self.recipe.strategies,
             num_microbatches=self.recipe.num_microbatches,
             microbatch_size=self.recipe.batch.microbatch_size,
             capability=self.capability,

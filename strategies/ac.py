@@ -94,6 +94,13 @@ class ActivationCheckpointing:
             instead="use mode = 'budget' or 'selective', or remove strategies.compile",
         ),
         Refusal(
+            beside="compile",
+            setting="mode = 'budget', with strategies.compile.backend = 'eager'",
+            holds=lambda ac, run: ac.mode == "budget" and run.setting("compile", "backend") == "eager",
+            why="it cuts no graph into forward and backward, so that the budget has no effect",
+            instead="use backend = 'inductor' or 'aot_eager'",
+        ),
+        Refusal(
             beside="mesh.tp",
             setting="mode = 'full', or save, with strategies.compile",
             holds=lambda ac, run: "compile" in run.active and (ac.mode == "full" or ac.save is not None),

@@ -196,6 +196,8 @@ class Run:
     active: frozenset[str]
     owners: Mapping[Owns, str] = field(default_factory=dict[Owns, str])
     """Which strategy takes charge of what."""
+    strategies: Any = None
+    """The `Strategies` of the run; ask for one key of one with `setting`."""
     num_microbatches: int = 1
     """Microbatches of a step on each rank."""
     microbatch_size: int = 1
@@ -205,6 +207,22 @@ class Run:
     deterministic: bool = False
     mesh: "DeviceMesh | None" = None
     device: "torch.device | None" = None
+
+    def setting(self, strategy: str, key: str) -> Any:
+        """What a key of another strategy says, for a combination that depends on both; None if that one is off."""
+        return getattr(getattr(self.strategies, strategy, None), key, None)
+
+    @property
+    def computes_in_bf16(self) -> bool:
+        """Whether products are of BF16 numbers: somebody set a dtype, and not one whose gradients need a scale."""
+        return Owns.COMPUTE_DTYPE in self.owners and Owns.GRADIENT_SCALE not in self.owners
+
+    @property
+    def groups_experts(self) -> bool:
+        """Whether all experts of a layer are computed together, so that the host need not know their rows."""
+        experts = self.facts.experts
+        fits = experts is not None and experts.can_be_grouped(self.degrees[Axis.TP])
+        return fits and self.device_type == "cuda" and self.computes_in_bf16
 
 
 class Strategy(Protocol):

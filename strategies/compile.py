@@ -60,6 +60,14 @@ class Compile:
             instead="remove fullgraph",
         ),
         Refusal(
+            beside="model experts",
+            setting="fullgraph = true",
+            holds=lambda compile, run: compile.fullgraph and run.degrees["ep"] == 1 and not run.groups_experts,
+            why="only on a GPU, in BF16, and of widths that are multiples of 8 are all experts of a layer computed "
+            "together; one by one the host must know how many rows each gets, which breaks each block's graph",
+            instead="remove fullgraph",
+        ),
+        Refusal(
             beside="device cpu",
             setting="mode = 'reduce-overhead'",
             holds=lambda compile, run: compile.mode == "reduce-overhead",

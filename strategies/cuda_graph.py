@@ -21,6 +21,7 @@ from ..profiling.spans import Span
 from .base import Batch, ForwardBackward, Owns, Program, Run
 from .errors import StrategyError
 from .limits import PositiveInt
+from .mesh import Axis
 from .refusal import Refusal
 
 if TYPE_CHECKING:
@@ -93,6 +94,13 @@ class CudaGraph:
             yield (
                 "in float32 the host must know how many rows each expert gets, which a capture forbids; "
                 "add strategies.amp = {}"
+            )
+        elif run.facts.experts is not None and not run.facts.experts.can_be_grouped(run.degrees[Axis.TP]):
+            experts = run.facts.experts
+            yield (
+                f"experts of width {experts.ffn_dim} in a model of width {experts.dim} are computed one by one, and "
+                f"the host must know how many rows each gets, which a capture forbids; "
+                f"make both widths multiples of {experts.grouped_multiple}"
             )
 
     def apply(self, program: Program, run: Run) -> Program:

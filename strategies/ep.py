@@ -13,13 +13,36 @@ Measure: all-to-all in the breakdown, the experts lines at the end of a run (bus
 Source: Lepikhin et al. 2020 (GShard), arXiv:2006.16668; DeepSeek-AI 2024 (DeepSeek-V3), arXiv:2412.19437 (section 3.2).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Owns, Program, Run
+from .facts import Experts
 from .mesh import Axis
 from .refusal import Refusal
+
+
+def _shard_problems(experts: Experts, run: Run) -> Iterator[str]:
+    """Experts that fsdp2 must cut by their rows, because a rank holds fewer than share them, and cannot evenly."""
+    shards, cp = run.degrees[Axis.DP_SHARD], run.degrees[Axis.CP]
+    held, rows = experts.num_experts // run.degrees[Axis.EP], experts.ffn_dim // run.degrees[Axis.TP]
+    evenly = math.gcd(rows, experts.dim)
+
+    def works(degree: int) -> bool:
+        return held >= degree * cp or evenly % (degree * cp) == 0
+
+    if works(shards):
+        return
+    below = next((degree for degree in range(shards - 1, 0, -1) if works(degree)), None)
+    above = next((degree for degree in range(shards + 1, evenly // cp + 1) if works(degree)), None)
+    choices = " or ".join(str(degree) for degree in (below, above) if degree is not None)
+    instead = f"use mesh.dp_shard = {choices}" if choices else "use a lower mesh.cp"
+    yield (
+        f"mesh.dp_shard x mesh.cp = {shards * cp} ranks share {held} of the experts, so that each is cut by its rows, "
+        f"and do not divide the expert's width {rows} on a rank and the model's {experts.dim}; {instead}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +63,10 @@ class ExpertParallel:
             yield "the model has no experts; remove strategies.ep and set mesh.ep = 1, or give the model some"
         elif experts.num_experts % degree:
             fitting = [str(n) for n in range(2, experts.num_experts + 1) if experts.num_experts % n == 0]
-            yield (
-                f"mesh.ep = {degree} does not divide the {experts.num_experts} experts of a layer; "
-                f"use one of {', '.join(fitting)}"
-            )
+            instead = f"use one of {', '.join(fitting)}" if fitting else "raise num_experts or remove strategies.ep"
+            yield f"mesh.ep = {degree} does not divide the {experts.num_experts} experts of a layer; {instead}"
+        else:
+            yield from _shard_problems(experts, run)
 
     def apply(self, program: Program, run: Run) -> Program:
         """Distribute the grouped weights, and let tokens travel instead."""

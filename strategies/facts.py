@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     SumOverRanks = Callable[[Tensor], None]
     """Sums a tensor in place over all ranks that see other tokens through the same layers."""
+    ComputeExperts = Callable[[Tensor, Tensor], Tensor]
+    """(rows [M, D] sorted by expert, rows of each of the experts that are here) -> [M, D]."""
 
 
 class Slicing(StrEnum):
@@ -48,8 +50,6 @@ class Cuts:
     after_cost: float = 0.0
     width: int = 0
     """Features of an activation that goes from stage to stage: [B, T, width]."""
-    vocab_size: int = 0
-    """Features of the last stage's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,24 @@ class Experts:
     modules: tuple[str, ...] = ()
     """Modules that hold `gate` and `up` [E, F, D] and `down` [E, D, F] and a `dispatch` that ep may replace."""
     num_experts: int = 0
-    top_k: int = 0
+    dim: int = 0
+    """D: width of the hidden states."""
+    ffn_dim: int = 0
+    """F: width of an expert."""
+    grouped_multiple: int = 1
+    """All experts of a layer are computed together if D and F, as a rank holds them, are multiples of this; else one
+    by one, for which the host must know how many rows each gets."""
+
+    def can_be_grouped(self, tp_degree: int) -> bool:
+        """Whether the sizes allow for computing all experts together."""
+        return self.dim % self.grouped_multiple == 0 and self.ffn_dim // tp_degree % self.grouped_multiple == 0
+
+
+def regions_with_experts(slicing: Mapping[str, Slicing]) -> tuple[str, ...]:
+    """The regions that contain experts: sliced, they compute with their parts of the weights, past their layers."""
+    experts = [name for name, how in slicing.items() if how is Slicing.EXPERTS]
+    regions = (name for name, how in slicing.items() if how is Slicing.REGION)
+    return tuple(name for name in regions if any(each.startswith(f"{name}.") for each in experts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ sums in float32. Master weights, optimizer and everything between the products s
 (tensorwise, delayed, current), a row (rowwise) or a block (block, mxfp8): finer is more exact and costs more.
 Saves: 1.2-1.5x on large layers with torch.compile; with fsdp_all_gather half the bytes that FSDP2 gathers.
 Costs: about two decimal digits: 3 bits of mantissa; a pass over each operand for its scale. Output projection and
-routers stay precise; so do the grouped weights of experts, for which there is no stable library.
+routers stay precise; so do the grouped weights of experts, for which there is no stable library, and with mesh.tp the
+shared experts, which then compute with their slices past their layers.
 When: layers of some thousand features, on Ada, Hopper or Blackwell, with strategies.compile.
 When not: without compile, where each scale and cast is a kernel of its own and FP8 is slower than BF16; small layers.
 Measure: ms/step and held-out loss, both against BF16 with the same compile settings.
@@ -87,6 +88,15 @@ class FP8:
                 ("ac", "a recomputation runs outside of its FP8 context"),
                 ("cuda_graph", "it changes its scales between the steps, outside of what is captured"),
             )
+        ),
+        Refusal(
+            beside="fsdp2",
+            setting="fsdp_all_gather = true, with strategies.fsdp2.cpu_offload, on GPUs",
+            holds=lambda fp8, run: (
+                fp8.fsdp_all_gather and run.device_type == "cuda" and bool(run.setting("fsdp2", "cpu_offload"))
+            ),
+            why="the scales are reduced where the shards are, and NCCL does not reach host memory",
+            instead="remove one of the two",
         ),
         Refusal(
             beside="amp",

@@ -15,7 +15,8 @@ class Refusal:
     """One combination that a strategy refuses, the reason, and the nearest configuration that works."""
 
     beside: str
-    """Name of another strategy (`fsdp2`), a mesh axis longer than 1 (`mesh.tp`), or a device (`device cpu`)."""
+    """Name of another strategy (`fsdp2`), a mesh axis longer than 1 (`mesh.tp`), a device (`device cpu`), or what a
+    model may have (`model experts`)."""
     why: str
     instead: str
     """What to do, as an imperative."""
@@ -31,12 +32,14 @@ class Refusal:
             present = run.degrees[name] > 1
         elif name.startswith("device "):
             present = run.device_type == name.removeprefix("device ")
+        elif name.startswith("model "):
+            present = getattr(run.facts, name.removeprefix("model ")) is not None
         else:
             present = name in run.active
         return present and self.holds(strategy, run)
 
     def sentence(self) -> str:
         """What `check` prints, to be continued from the strategy's path."""
-        other = self.beside if self.beside.startswith(("mesh.", "device ")) else f"strategies.{self.beside}"
+        other = self.beside if self.beside.startswith(("mesh.", "device ", "model ")) else f"strategies.{self.beside}"
         where = f"{self.setting}: " if self.setting else ""
         return f"{where}cannot work beside {other}: {self.why}; {self.instead}"

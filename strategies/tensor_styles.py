@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from .facts import Slicing
+from .facts import Slicing, regions_with_experts
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -40,11 +40,7 @@ class Layout:
     def cut(self, model: nn.Module, slicing: Mapping[str, Slicing]) -> None:
         """Turn every parameter into a DTensor on the mesh, in place; names stay."""
         experts = [name for name, how in slicing.items() if how is Slicing.EXPERTS]
-        mixtures = [
-            name
-            for name, how in slicing.items()
-            if how is Slicing.REGION and any(each.startswith(f"{name}.") for each in experts)
-        ]
+        mixtures = regions_with_experts(slicing)
         for name, how in slicing.items():
             module = model.get_submodule(name)
             if how is Slicing.EXPERTS:

@@ -48,6 +48,13 @@ class TensorParallel:
             instead="remove async_tp",
         ),
         Refusal(
+            beside="compile",
+            setting="async_tp = true, with strategies.compile.backend = 'eager' or 'aot_eager'",
+            holds=lambda tp, run: tp.async_tp and run.setting("compile", "backend") in ("eager", "aot_eager"),
+            why="it is Inductor that cuts the collectives, so it has no effect",
+            instead="use backend = 'inductor', or remove async_tp",
+        ),
+        Refusal(
             beside="chunked_loss",
             setting="loss_parallel = false",
             holds=lambda tp, run: not tp.loss_parallel,

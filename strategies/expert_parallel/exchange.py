@@ -1,6 +1,5 @@
 """The all-to-alls of expert parallelism. Shapes: M rows of width D, E experts, R ranks along ep, L = E/R experts."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,8 +13,7 @@ from ..mesh import Axis
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-Compute = Callable[[Tensor, Tensor], Tensor]
-"""(rows [M, D] sorted by expert, rows of each expert [L]) -> [M, D]."""
+    from ..facts import ComputeExperts
 
 
 def spread(experts: nn.Module, mesh: "DeviceMesh", *, sliced: bool) -> None:
@@ -39,7 +37,7 @@ class Exchange(nn.Module):
         self.group = group
 
     @torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
-    def forward(self, x_MD: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
+    def forward(self, x_MD: Tensor, counts_E: Tensor, compute: "ComputeExperts") -> Tensor:
         """Rows sorted by expert [M, D], of all experts -> their results in the same order.
 
         The host waits once for the counts, because an all-to-all must know how much goes where.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..facts import Facts, Slicing
+from ..facts import Facts, Slicing, regions_with_experts
 from ..names import canonical
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ class Layer:
     in_features: int
     """Input features on this rank, when tensor parallelism has cut the layer."""
     out_features: int
-    module: "nn.Linear"
 
 
 def linear_layers(model: "nn.Module", facts: Facts, tp_degree: int) -> Iterator[Layer]:
@@ -35,7 +34,6 @@ def linear_layers(model: "nn.Module", facts: Facts, tp_degree: int) -> Iterator[
                 path=path,
                 in_features=module.in_features // (tp_degree if how is Slicing.ROW else 1),
                 out_features=module.out_features // (tp_degree if how in (Slicing.COLUMN, Slicing.HEAD) else 1),
-                module=module,
             )
 
 
@@ -44,16 +42,19 @@ def chosen_layers(
 ) -> tuple[list[Layer], int]:
     """The layers to convert, and how many linear layers stay as they are.
 
-    Left alone are those that the model wants precise, those whose name matches a pattern of `skip`, and those that the
-    hardware cannot multiply: both sizes, as a rank holds them, must be multiples of `multiple_of`.
+    Left alone are those that the model wants precise, those whose name matches a pattern of `skip`, those that are
+    never called, since sliced regions with experts compute past them, and those that the hardware cannot multiply: both
+    sizes, as a rank holds them, must be multiples of `multiple_of`.
     """
     precise = {canonical(name) for name in facts.precise}
+    bypassed = tuple(f"{canonical(name)}." for name in regions_with_experts(facts.slicing) if tp_degree > 1)
     patterns = tuple(skip)
 
     def is_wanted(layer: Layer) -> bool:
         name, sizes = canonical(layer.path), (layer.in_features, layer.out_features)
         return (
             name not in precise
+            and not name.startswith(bypassed)
             and not any(fnmatchcase(name, pattern) for pattern in patterns)
             and all(size % multiple_of == 0 and size >= min_features for size in sizes)
         )

@@ -18,15 +18,18 @@ from stepladder.strategies.check import environment, owned_axes, owners, problem
 from stepladder.strategies.clip import Clip
 from stepladder.strategies.compile import Compile
 from stepladder.strategies.ddp import DDP
+from stepladder.strategies.fp8 import FP8
 from stepladder.strategies.fsdp2 import FSDP2
 from stepladder.strategies.limits import Above, AtLeast, Below
 from stepladder.strategies.mesh import Axis, MeshConfig, resolve_degrees
 from stepladder.strategies.refusal import Refusal
 from stepladder.strategies.schedule import Schedule
+from stepladder.strategies.tp import TensorParallel
 
 
 def said(strategies: Any, make_run: Callable[..., Run], **run: Any) -> list[str]:
-    return list(problems(strategies, make_run(active=[name for name, _ in active(strategies)], **run)))
+    run = {"active": [name for name, _ in active(strategies)], "strategies": strategies} | run
+    return list(problems(strategies, make_run(**run)))
 
 
 def test_two_owners_of_one_thing_are_one_sentence_that_names_both(make_run: Callable[..., Run]) -> None:
@@ -118,6 +121,30 @@ def test_declared_combinations_are_refused(make_run: Callable[..., Run]) -> None
     for strategies, run, sentence in cases:
         (found,) = said(Strategies(adamw=AdamW(), **strategies), make_run, **run)
         assert sentence in found
+
+
+def test_settings_of_two_strategies_that_cannot_work_together_are_refused(make_run: Callable[..., Run]) -> None:
+    def refused(other: str, **strategies: Any) -> bool:
+        found = said(Strategies(adamw=AdamW(), **strategies), make_run, device_type="cuda")
+        return any(f"cannot work beside strategies.{other}" in each for each in found)
+
+    for backend in ("inductor", "aot_eager", "eager"):
+        compile = Compile(backend=backend)
+        assert refused("compile", tp=TensorParallel(async_tp=True), compile=compile) is (backend != "inductor")
+        assert not refused("compile", tp=TensorParallel(), compile=compile)
+        budget = ActivationCheckpointing(mode="budget")
+        assert refused("compile", ac=budget, compile=compile) is (backend == "eager")
+        assert not refused("compile", ac=ActivationCheckpointing(), compile=compile)
+    for gathers, offloads in itertools.product((False, True), repeat=2):
+        fp8, fsdp2 = FP8(fsdp_all_gather=gathers), FSDP2(cpu_offload=offloads)
+        assert refused("fsdp2", fp8=fp8, fsdp2=fsdp2) is (gathers and offloads)
+
+
+def test_what_a_setting_of_another_strategy_says_is_known(make_run: Callable[..., Run]) -> None:
+    run = make_run(strategies=Strategies(compile=Compile(backend="eager")))
+    assert run.setting("compile", "backend") == "eager"
+    assert run.setting("fsdp2", "cpu_offload") is None
+    assert make_run().setting("compile", "backend") is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What is compiled, how often, and what the report says about it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from stepladder.strategies.base import Batch, Facts, Program, Run
+from stepladder.strategies.base import Batch, Facts, Owns, Program, Run
 from stepladder.strategies.compile import Compile, graph_report
+from stepladder.strategies.facts import Experts
+from stepladder.strategies.mesh import Axis
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +134,29 @@ def test_backend_and_mode_reach_the_compiler(
         {"backend": "inductor", "mode": "max-autotune-no-cudagraphs", "dynamic": None, "fullgraph": False},
         {"backend": "aot_eager", "dynamic": None, "fullgraph": False},
     ]
+
+
+def test_a_full_graph_is_refused_where_the_host_must_know_the_rows_of_each_expert(make_run: Callable[..., Run]) -> None:
+    experts = Experts(modules=("layers.0.ffn",), num_experts=4, dim=32, ffn_dim=48, grouped_multiple=8)
+    bf16 = {Owns.COMPUTE_DTYPE: "amp"}
+
+    def refused(*, fullgraph: bool = True, tp: int = 1, sizes: Experts | None = experts, **changes: Any) -> bool:
+        facts, degrees = Facts(blocks=("layers.0",), experts=sizes), dict.fromkeys(Axis, 1) | {Axis.TP: tp}
+        run = make_run(**{"facts": facts, "degrees": degrees, "device_type": "cuda", "owners": bf16} | changes)
+        strategy = Compile(fullgraph=fullgraph)
+        return any(each.beside == "model experts" and each.applies(strategy, run) for each in strategy.conflicts)
+
+    assert not refused()
+    assert refused(owners={})  # float32
+    assert refused(owners={**bf16, Owns.GRADIENT_SCALE: "amp"})  # fp16
+    assert refused(device_type="cpu")
+    assert not refused(tp=2)
+    assert refused(tp=4)  # 12 of 48
+    assert refused(sizes=replace(experts, dim=36))
+    assert not refused(fullgraph=False, device_type="cpu")
+    assert not refused(sizes=None, device_type="cpu")
+    (sentence,) = (each.sentence() for each in Compile.conflicts if each.beside == "model experts")
+    assert sentence.startswith("fullgraph = true: cannot work beside model experts: only on a GPU, in BF16")
 
 
 def test_ddps_graph_splitter_is_on_only_for_a_whole_model_without_checkpoints(

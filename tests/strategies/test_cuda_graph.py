@@ -173,6 +173,11 @@ def test_a_loss_scale_experts_in_float32_and_a_late_capture_are_refused(make_run
     experts = replace(run, facts=Facts(blocks=("layers.0",), experts=Experts(modules=("layers.0",), num_experts=4)))
     assert "how many rows each expert gets" in complaints(CudaGraph(), experts)
     assert complaints(CudaGraph(), replace(experts, owners={Owns.COMPUTE_DTYPE: "amp"})) == ""
+    narrow = Experts(modules=("layers.0",), num_experts=4, dim=32, ffn_dim=20, grouped_multiple=8)
+    for sizes, said in ((narrow, "make both widths multiples of 8"), (replace(narrow, ffn_dim=24), "")):
+        facts = replace(experts.facts, experts=sizes)
+        found = complaints(CudaGraph(), replace(experts, facts=facts, owners={Owns.COMPUTE_DTYPE: "amp"}))
+        assert (said in found) if said else not found
     assert "warmup_steps = 100: the run ends after 100 steps" in complaints(CudaGraph(warmup_steps=100), run)
 
 

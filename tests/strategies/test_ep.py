@@ -199,6 +199,8 @@ def test_what_cannot_be_spread_is_refused_in_a_sentence() -> None:
     assert problems_of(case(SPREAD, ep=2)) == ""
     uneven = problems_of(case(SPREAD, {"num_experts": 6}, ep=4))
     assert "strategies.ep: mesh.ep = 4 does not divide the 6 experts of a layer; use one of 2, 3, 6" in uneven
+    one = problems_of(case(SPREAD, {"num_experts": 1, "top_k": 1, "balance": "none", "normalise_weights": False}, ep=2))
+    assert "mesh.ep = 2 does not divide the 1 experts of a layer; raise num_experts or remove strategies.ep" in one
     dense = replace(case(SPREAD, ep=2), model=MODEL)
     assert "strategies.ep: the model has no experts" in problems_of(dense)
     assert "strategies.ep: has no effect with mesh.ep = 1" in problems_of(case(SPREAD, dp_shard=2))
@@ -206,3 +208,20 @@ def test_what_cannot_be_spread_is_refused_in_a_sentence() -> None:
     whole = case(SPREAD | {"compile": {"fullgraph": True}}, ep=2)
     assert "strategies.compile.fullgraph = true: cannot work beside mesh.ep" in problems_of(whole)
     assert "no active strategy sums the gradients over this axis" in problems_of(case({"ep": {}}, ep=2))
+
+
+def test_experts_that_fsdp2_cannot_share_evenly_are_refused_with_degrees_that_work() -> None:
+    """Of 4 experts 2 ranks along ep hold 2 each; more ranks than that share their 16 rows, in a model of width 32."""
+
+    def said(**mesh: int) -> str:
+        with_cp = {"cp": {}} if "cp" in mesh else {}
+        each = replace(case(SPREAD | with_cp, **mesh), global_batch=2 * mesh.get("dp_shard", 1))
+        return "".join(line for line in problems_of(each).splitlines() if "of the experts" in line)
+
+    for dp_shard, choices in ((3, "2 or 4"), (5, "4 or 8"), (32, "16")):
+        found = said(ep=2, dp_shard=dp_shard)
+        assert found.startswith(f"strategies.ep: mesh.dp_shard x mesh.cp = {dp_shard} ranks share 2 of the experts")
+        assert found.endswith(f"use mesh.dp_shard = {choices}")
+    assert all(said(ep=2, dp_shard=dp_shard) == "" for dp_shard in (1, 2, 4, 8, 16))
+    assert said(ep=2, dp_shard=3, cp=2).endswith("use mesh.dp_shard = 2 or 4")
+    assert said(ep=2, dp_shard=1, cp=3).endswith("use a lower mesh.cp")

@@ -24,6 +24,7 @@ from stepladder.strategies.low_precision import chosen_layers
 from stepladder.strategies.mesh import Axis
 from stepladder.strategies.names import canonical_names
 from stepladder.trainer.models.config import DecoderConfig
+from stepladder.trainer.models.moe_config import MoEConfig
 
 RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp", "mxfp8")
 LOSS_TOLERANCE = 1e-2  # a product is wrong by 3 % or so, in random directions, and the loss is a mean over many
@@ -149,6 +150,18 @@ def test_sizes_count_as_a_rank_will_hold_them(tp_degree: int, converted: int) ->
     settings: dict[str, Any] = {"multiple_of": 16, "min_features": 16, "skip": ()}
     chosen, left = chosen_layers(model, config.facts(32), tp_degree=tp_degree, **settings)
     assert (len(chosen), left) == (converted, 8 - converted)
+
+
+@pytest.mark.parametrize(("tp_degree", "converted"), [(1, 7), (2, 4)])
+def test_sliced_shared_experts_stay_for_nobody_calls_their_layers(tp_degree: int, converted: int) -> None:
+    experts = MoEConfig(num_experts=4, ffn_dim=64, num_shared_experts=1)
+    config = DecoderConfig(dim=32, num_layers=1, num_heads=4, vocab_size=64, moe=experts)
+    with torch.device("meta"):
+        model = config.build()
+    settings: dict[str, Any] = {"multiple_of": 16, "min_features": 16, "skip": ()}
+    chosen, left = chosen_layers(model, config.facts(32), tp_degree=tp_degree, **settings)
+    assert (len(chosen), left) == (converted, 9 - converted)  # the router and the head stay in any case
+    assert any("shared" in layer.path for layer in chosen) is (tp_degree == 1)
 
 
 def test_a_model_without_layers_to_convert_is_refused(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ...strategies.facts import Cuts, Experts, Facts, Slicing
 from ...strategies.limits import Above, PositiveFloat, PositiveInt
-from .moe_config import MoEConfig
+from .moe_config import GROUPED_MULTIPLE, MoEConfig
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,9 @@ class DecoderConfig:
             and Experts(
                 modules=tuple(f"{block}.ffn.experts" for block in with_experts),
                 num_experts=self.moe.num_experts,
-                top_k=self.moe.top_k,
+                dim=self.dim,
+                ffn_dim=self.moe.ffn_dim,
+                grouped_multiple=GROUPED_MULTIPLE,
             ),
             after_step=_balance if self.moe and self.moe.balance == "bias" else None,
             report=_load_report if self.moe else None,
@@ -183,7 +185,6 @@ class DecoderConfig:
             before_cost=0.0,  # a lookup
             after_cost=2.0 * self.vocab_size * self.dim,
             width=self.dim,
-            vocab_size=self.vocab_size,
         )
 
     def _initialise(self, name: str, weight: "torch.Tensor", generator: "torch.Generator") -> None:

@@ -4,8 +4,7 @@ Shapes: B batch, T tokens of a sequence, N tokens of a microbatch, K experts a t
 width, F width of an expert. A rank may hold a part of the experts, of their width, or of both.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from ...strategies.names import canonical
 from .feedforward import SwiGLU
-from .moe_config import MoEConfig
+from .moe_config import GROUPED_MULTIPLE, MoEConfig
 
-Compute = Callable[[Tensor, Tensor], Tensor]
-"""(rows [M, D] sorted by expert, rows of each expert [E]) -> [M, D]."""
+if TYPE_CHECKING:
+    from ...strategies.facts import ComputeExperts, SumOverRanks
 
 
 def local(parameter: Tensor) -> Tensor:
@@ -58,7 +57,7 @@ def _swiglu_by_expert(x_MD: Tensor, weights: tuple[Tensor, Tensor, Tensor], coun
 class Dispatch(nn.Module):
     """Takes rows to their experts and back; without parameters, so that ranks can exchange them instead."""
 
-    def forward(self, x_MD: Tensor, counts_E: Tensor, compute: Compute) -> Tensor:
+    def forward(self, x_MD: Tensor, counts_E: Tensor, compute: "ComputeExperts") -> Tensor:
         """Rows sorted by expert [M, D] -> what the experts make of them, in the same order."""
         return compute(x_MD, counts_E)
 
@@ -88,7 +87,7 @@ class Experts(nn.Module):
         """The experts that this rank holds, each on its rows."""
         weights = (local(self.gate), local(self.up), local(self.down))
         dtype = _grouped_dtype(x_MD)
-        aligned = all(size % 8 == 0 for size in weights[0].shape[1:])  # the kernel reads 16 bytes at a time
+        aligned = all(size % GROUPED_MULTIPLE == 0 for size in weights[0].shape[1:])
         if dtype is None or not aligned or x_MD.shape[0] == 0:
             return _swiglu_by_expert(x_MD, weights, counts_E)
         return _grouped_swiglu(x_MD.to(dtype), weights, counts_E.cumsum(0, dtype=torch.int32))
@@ -124,7 +123,7 @@ class MixtureOfExperts(nn.Module):
         self.shared = SharedExperts(dim, config.shared_dim) if config.num_shared_experts else None
         # On the CPU even while the parameters are on the meta device: buffers keep the values they are made with.
         self.register_buffer("bias", torch.zeros(config.num_experts, device="cpu"))
-        for name in ("load", "total"):  # tokens of each expert: this rank's in this step, and all ranks' in the run
+        for name in ("load", "total"):  # tokens of each expert: this rank's in this step, all ranks' since the start
             counts_E = torch.zeros(config.num_experts, dtype=torch.int64, device="cpu")
             self.register_buffer(name, counts_E, persistent=False)
 
@@ -141,7 +140,11 @@ class MixtureOfExperts(nn.Module):
         return out_BTD if self.shared is None else out_BTD + self.shared(x_BTD)
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Experts of each token and their weights, [N, K] each; in float32, for half precision flips close choices."""
+        """Experts of each token and their weights, [N, K] each.
+
+        The product and what follows it are float32, for half precision flips close choices; the numbers that go into it
+        have the rounding of the compute dtype.
+        """
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = F.linear(x_ND.float(), local(self.router.weight).float())
             scores_NE = logits_NE.softmax(-1) if self.config.router == "softmax" else logits_NE.sigmoid()
@@ -151,17 +154,13 @@ class MixtureOfExperts(nn.Module):
             return chosen_NK, weights_NK / total_N1
 
 
-SumOverRanks = Callable[[Tensor], None]
-"""Sums in place over all ranks that see other tokens."""
-
-
 def layers_of(model: nn.Module) -> dict[str, MixtureOfExperts]:
     """The layers with experts that this rank holds, by their names."""
     return {name: module for name, module in model.named_modules() if isinstance(module, MixtureOfExperts)}
 
 
 @torch.no_grad()
-def balance(model: nn.Module, sum_over_ranks: SumOverRanks) -> None:
+def balance(model: nn.Module, sum_over_ranks: "SumOverRanks") -> None:
     """Move each layer's bias by the tokens of the step, of all ranks; one reduction for all layers."""
     layers = list(layers_of(model).values())
     if not layers:
@@ -175,8 +174,11 @@ def balance(model: nn.Module, sum_over_ranks: SumOverRanks) -> None:
         layer.load.zero_()
 
 
-def load_report(model: nn.Module, sum_over_ranks: SumOverRanks) -> list[str]:
-    """One line a layer: how evenly its tokens were spread over its experts. Every rank calls it."""
+def load_report(model: nn.Module, sum_over_ranks: "SumOverRanks") -> list[str]:
+    """One line a layer: how evenly its tokens were spread over its experts. Every rank calls it.
+
+    Counted since this process was started: a resumed run begins anew.
+    """
     layers = layers_of(model)
     if not layers:
         return []
