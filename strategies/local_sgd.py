@@ -4,7 +4,9 @@ Problem: the links between the replicas are so slow that summing gradients in ev
 Mechanism: each replica (a rank, or the ranks along all other axes that share a copy) takes optimizer steps on its own
 data. Every `every` steps the weights are averaged. DiLoCo: the way that the average has gone since the last meeting is
 taken for a gradient, by which SGD with Nesterov momentum moves the weights that all go on from.
-Saves: all communication between replicas but one all-reduce of the weights in `every` steps.
+Saves: the communication between replicas: what is left is an all-reduce of the weights in `every` steps, and in each
+step a few numbers: valid tokens where labels are masked, the tokens of each expert if they are balanced, FP16's flag
+of an overflow; and the loss of each line of the log.
 Costs: another trajectory than synchronous training, with fewer steps on averaged gradients. DiLoCo: 8 bytes a
 parameter for the last meeting's weights and the momentum. Each replica checkpoints its weights and optimizer state.
 When: replicas in different buildings, or on an ordinary network; post-local SGD: for the later part of a run.
