@@ -32,7 +32,15 @@ class ChunkedLoss:
     num_chunks: PositiveInt = 8
     """Parts into which the tokens of a microbatch are cut: more of them, less memory and smaller products."""
 
-    conflicts: ClassVar[tuple[Refusal, ...]] = ()
+    conflicts: ClassVar[tuple[Refusal, ...]] = (
+        Refusal(
+            beside="pp",
+            setting="a schedule that splits backward",
+            holds=lambda loss, run: Owns.SPLIT_BACKWARD in run.owners,
+            why="it passes the loss backwards twice, which would scale its gradients twice",
+            instead="use a schedule that leaves backward whole: '1f1b' or 'interleaved_1f1b'",
+        ),
+    )
 
     @property
     def owns(self) -> frozenset[Owns]:

@@ -43,6 +43,10 @@ def run_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any, tim
     finally:
         for process in processes:
             process.kill()
-    for rank, (process, (_, errors)) in enumerate(zip(processes, outputs, strict=True)):
-        assert process.returncode == 0, f"rank {rank} ended with {process.returncode}:\n{errors.decode()[-4000:]}"
+    failed = [(rank, each) for rank, each in enumerate(processes) if each.returncode != 0]
+    # Where one rank fails, the others lose their connections to it: that is not the reason.
+    failed.sort(key=lambda each: b"Connection closed by peer" in outputs[each[0]][1])
+    for rank, process in failed:
+        errors = outputs[rank][1].decode()[-4000:]
+        raise AssertionError(f"rank {rank} ended with {process.returncode}:\n{errors}")
     return pickle.loads(outputs[0][0].rpartition(b"RESULT")[2])

@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 def local(parameter: Tensor) -> Tensor:
     """What this rank holds of a weight; the gradient of a whole one is a part of the sum over tensor-parallel ranks."""
-    if not hasattr(parameter, "to_local"):
-        return parameter
-    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor import DTensor, Partial
 
-    weight: Any = parameter
-    return weight.to_local(grad_placements=[Partial() if each.is_replicate() else each for each in weight.placements])
+    if not isinstance(parameter, DTensor):
+        return parameter
+    placements = parameter.placements
+    return parameter.to_local(grad_placements=[Partial() if each.is_replicate() else each for each in placements])
 
 
 def through(linear: nn.Linear, x: Tensor) -> Tensor:
     """`linear(x)`, of a weight of which this rank may hold a part."""
-    return F.linear(x, local(linear.weight)) if hasattr(linear.weight, "to_local") else linear(x)
+    weight = local(linear.weight)
+    return linear(x) if weight is linear.weight else F.linear(x, weight)
 
 
 def _grouped_dtype(x: Tensor) -> torch.dtype | None:
