@@ -4,7 +4,7 @@ Shapes: B batch, T tokens of a sequence, N tokens of a microbatch, K experts a t
 width, F width of an expert. A rank may hold a part of the experts, of their width, or of both.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
