@@ -23,6 +23,7 @@ test: $(READY) ## the whole fast suite
 	$(BIN)/pytest
 
 test-parallel: $(READY) ## every mesh of up to 8 ranks, pairs of options, large worlds, memory counts: about an hour on 2 cores
+	$(BIN)/pytest -m slow
 	$(BIN)/pytest tests/parallel
 	$(BIN)/python tests/parallel/run_matrix.py
 

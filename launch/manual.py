@@ -25,12 +25,14 @@ def overview() -> str:
         "strategies in the order in which they are applied; `stepladder strategies NAME` for the page",
         "",
     ]
-    for page in pages():
-        lines.append(f"{page.name:<18}{page.headline}")
+    found = pages()
+    indent = 2 + max(len(page.name) for page in found)
+    for page in found:
+        lines.append(f"{page.name:<{indent}}{page.headline}")
         for label in ("Saves", "Costs"):
             text = f"{label.lower()}: {page.answers.get(label, '-')}"
             lines += textwrap.wrap(
-                text, _width(), initial_indent=" " * 18, subsequent_indent=" " * 20 + " " * len(label)
+                text, _width(), initial_indent=" " * indent, subsequent_indent=" " * (indent + 2 + len(label))
             )
     return "\n".join(lines)
 

@@ -16,6 +16,7 @@ Source: Li et al. 2020, arXiv:2006.15704; torch.nn.parallel.DistributedDataParal
 arXiv:1905.13727.
 """
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 _START_STEP = 1000
 """Of PowerSGD, if the recipe says nothing: torch's own."""
+
+
+_SYNC_BUFFERS = "forward_sync_buffers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +125,15 @@ class DDP:
         materialise(program, run)
         # One bucket larger than any model reduces after the last gradient: what overlap = false means.
         bucket_mib = (self.bucket_mib or 25) if self.overlap else 1 << 20
+        # Buffers begin equal, and what a rank counts in them is its own. torch 2.13 gave the option another name.
+        known = inspect.signature(DistributedDataParallel).parameters
         model = DistributedDataParallel(
             program.model,
             device_ids=[run.device] if run.device_type == "cuda" else None,
             process_group=group,
             bucket_cap_mb=bucket_mib,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
-            broadcast_buffers=False,  # they begin equal, and what a rank counts in them is its own
+            **{_SYNC_BUFFERS if _SYNC_BUFFERS in known else "broadcast_buffers": False},
             static_graph=self.static_graph,
             find_unused_parameters=self.find_unused_parameters,
         )

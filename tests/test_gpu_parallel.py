@@ -48,6 +48,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence() -> None:
     assert "no GPU on this machine" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_trains_each_arm_and_leaves_out_what_needs_a_gpu(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     done = call("--dry-run", "--rounds", "1", "--arms", "bf16,fp8 rowwise,cuda graph", "--out", str(file))

@@ -180,6 +180,7 @@ def on_shards(folder: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_shards_of_a_narrow_state_learn_like_float32_and_go_on_from_a_checkpoint(
     run_ranks: Any, tmp_path: Path
 ) -> None:

@@ -196,6 +196,7 @@ def test_two_ranks_that_share_sequences_take_the_steps_of_one_process(two: dict[
     agree(two["parity"])
 
 
+@pytest.mark.slow
 def test_four_ranks_do_so_too(run_ranks: Callable[..., Any]) -> None:
     found = run_ranks(on_four_ranks, 4)
 

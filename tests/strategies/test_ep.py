@@ -62,10 +62,13 @@ def trained(case: Case) -> tuple[Outcome, dict[str, Any]]:
     return found, {"bias": layer.bias.clone(), "total": layer.total.clone(), "report": report, "held": held}
 
 
+def all_trained_on(num_ranks: int) -> dict[str, Any]:
+    return {name: trained(each) for name, each in CASES.items() if each.num_ranks == num_ranks}
+
+
 def everything_on(num_ranks: int) -> dict[str, Any]:
     """One set of processes for each number of ranks: starting one costs more than a case."""
     return {
-        "trained": {name: trained(each) for name, each in CASES.items() if each.num_ranks == num_ranks},
         "faulty": {name: outcome(each, fault) for name, (fault, each) in FAULTS.items() if each.num_ranks == num_ranks},
         "exchanged": exchanged() if num_ranks == 2 else [],
     }
@@ -76,9 +79,12 @@ def found_on(run_ranks: Any) -> Callable[[int], dict[str, Any]]:
     return functools.cache(lambda num_ranks: run_ranks(everything_on, num_ranks, num_ranks))
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_experts_on_several_ranks_take_the_steps_of_one(num_ranks: int, found_on: Any) -> None:
-    found = found_on(num_ranks)["trained"]
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=SLOW), pytest.param(4, marks=SLOW)])
+def test_experts_on_several_ranks_take_the_steps_of_one(num_ranks: int, run_ranks: Any) -> None:
+    found = run_ranks(all_trained_on, num_ranks, num_ranks)
 
     assert found
     for name, (result, left) in found.items():

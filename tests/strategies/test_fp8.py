@@ -245,6 +245,7 @@ def outcomes(cases: dict[str, Case]) -> dict[str, Outcome]:
     return {name: outcome(case) for name, case in cases.items()}
 
 
+@pytest.mark.slow
 def test_four_ranks_take_the_steps_of_one(alone: dict[str, Outcome]) -> None:
     """Row scales of tokens and weights are the same wherever a token lies. Those of a weight gradient's operands are
     not, but they are powers of two: they move no bit of a number unless it is among the smallest ones of FP8. One scale
@@ -275,6 +276,7 @@ def test_four_ranks_take_the_steps_of_one(alone: dict[str, Outcome]) -> None:
         assert loss < 1e-3, name  # a rounding that falls the other way once is then in all later steps
 
 
+@pytest.mark.slow
 def test_weights_that_are_gathered_in_fp8_survive_a_checkpoint(stepladder: Callable[..., Any], tmp_path: Path) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(

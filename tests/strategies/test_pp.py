@@ -153,6 +153,7 @@ FOUR_RANKS = {
 }
 
 
+@pytest.mark.slow
 def test_stages_that_are_sharded_or_replicated_take_the_steps_of_one_process(run_ranks: Any) -> None:
     jobs = [(each, "evaluated in between" if name == "1f1b" else "") for name, each in FOUR_RANKS.items()]
     for name, (loss, gradient) in zip(FOUR_RANKS, run_ranks(distances, 4, jobs), strict=True):
