@@ -127,13 +127,14 @@ class DDP:
         bucket_mib = (self.bucket_mib or 25) if self.overlap else 1 << 20
         # Buffers begin equal, and what a rank counts in them is its own. torch 2.13 gave the option another name.
         known = inspect.signature(DistributedDataParallel).parameters
+        buffers: dict[str, Any] = {_SYNC_BUFFERS if _SYNC_BUFFERS in known else "broadcast_buffers": False}
         model = DistributedDataParallel(
             program.model,
             device_ids=[run.device] if run.device_type == "cuda" else None,
             process_group=group,
             bucket_cap_mb=bucket_mib,
             gradient_as_bucket_view=self.gradient_as_bucket_view,
-            **{_SYNC_BUFFERS if _SYNC_BUFFERS in known else "broadcast_buffers": False},
+            **buffers,
             static_graph=self.static_graph,
             find_unused_parameters=self.find_unused_parameters,
         )
