@@ -36,7 +36,7 @@ every = 3
 EXPERTS = '[model.decoder.moe]\nnum_experts = 4\ntop_k = 2\nffn_dim = 16\nbalance = "bias"\n'
 MESHES: dict[str, tuple[str, str, int, int, str]] = {
     "pipeline of slices": ("pp = 2\ntp = 2", "tp = {}\npp = {}\naccumulation = {}", 4, 4, ""),
-    "experts of parts of sequences": ("ep = 2\ncp = 2", "ep = {}\ncp = {}\nfsdp2 = {}", 4, 4, EXPERTS),
+    "experts of parts of sequences": ("ep = 2\ncp = 2", "ep = {}\ncp = {}\nfsdp2 = {}", 4, 2, EXPERTS),
     "replicated shards of stages": (
         "pp = 2\ndp_replicate = 2\ndp_shard = 1",
         'fsdp2 = {}\npp = {schedule = "zbv"}\naccumulation = {num_microbatches = 4}',
