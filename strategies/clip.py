@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .base import Owns, Program, Run
 from .limits import PositiveFloat
-from .norms import total_norm
+from .norms import by_layout, total_norm
 from .refusal import Refusal
 
 if TYPE_CHECKING:
@@ -52,19 +52,11 @@ class Clip:
         def clip_gradients(program: Program, parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor":
             held = [p for p in parameters if p.grad is not None]
             norm = total_norm([p.grad for p in held if p.grad is not None], norm_type, program.norm_group, run.device)
-            for same_layout in _by_layout(held):
+            for same_layout in by_layout(held, lambda each: each.grad):
                 clip_grads_with_norm_(same_layout, self.max_norm, norm)
             return norm
 
         return replace(program, clip_gradients=clip_gradients)
-
-
-def _by_layout(parameters: "Sequence[nn.Parameter]") -> "list[list[nn.Parameter]]":
-    """Parameters grouped by the mesh on which their gradients lie, for one fused operation each."""
-    groups: dict[object, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        groups.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
-    return list(groups.values())
 
 
 def measure_norm(program: Program, parameters: "Sequence[nn.Parameter]", *, want_norm: bool) -> "Tensor | None":

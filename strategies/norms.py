@@ -6,13 +6,15 @@ parameters altogether. Each group of tensors with one layout has a norm of its o
 layout without counting a replica twice; the norms of the groups, and then of the stages, are combined by the norm.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
+Held = TypeVar("Held")
 
 
 def total_norm(
@@ -25,10 +27,7 @@ def total_norm(
     import torch
     from torch.nn.utils import get_total_norm
 
-    by_layout: dict[object, list[Tensor]] = {}
-    for gradient in gradients:
-        by_layout.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
-    norms = [_whole(get_total_norm(each, norm_type)) for each in by_layout.values()]
+    norms = [whole_norm(get_total_norm(each, norm_type)) for each in by_layout(gradients, lambda each: each)]
     if len(norms) == 1 and group is None:
         return norms[0]
     norm = torch.linalg.vector_norm(torch.stack(norms), norm_type) if norms else torch.zeros((), device=device)
@@ -44,7 +43,15 @@ def total_norm(
     return powers ** (1 / norm_type)
 
 
-def _whole(norm: "Tensor") -> "Tensor":
+def by_layout(held: "Sequence[Held]", gradient_of: "Callable[[Held], Tensor | None]") -> "list[list[Held]]":
+    """Gradients, or what holds them, grouped by the mesh on which they lie: one fused operation serves each group."""
+    groups: dict[object, list[Held]] = {}
+    for each in held:
+        groups.setdefault(getattr(gradient_of(each), "device_mesh", None), []).append(each)
+    return list(groups.values())
+
+
+def whole_norm(norm: "Tensor") -> "Tensor":
     """The norm of sharded gradients is spread over the ranks itself; that of offloaded ones travels by the device."""
     sharded: Any = norm
     if not hasattr(sharded, "full_tensor"):  # asked this way, because importing DTensor takes half a second

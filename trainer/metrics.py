@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ..profiling.capture import publish
+from ..strategies.norms import whole_norm
 from .loop import StepResult
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Meter:
             Record(
                 step=result.step,
                 loss=total / float(result.num_tokens),
-                grad_norm=None if result.grad_norm is None else _number(result.grad_norm),
+                grad_norm=None if result.grad_norm is None else float(whole_norm(result.grad_norm)),
                 learning_rate=result.learning_rate,
                 tokens_seen=result.step * self.tokens_per_step,
                 tokens_per_s=rate,
@@ -188,12 +189,6 @@ class Meter:
 
             return torch.cuda.max_memory_reserved(self.device) / 2**30
         return host_memory_gib()
-
-
-def _number(norm: "torch.Tensor") -> float:
-    """A norm as a float; the norm of sharded gradients is itself spread over the ranks."""
-    whole = getattr(norm, "full_tensor", None)  # asked this way, because importing DTensor takes half a second
-    return float(norm if whole is None else whole())
 
 
 @dataclass(kw_only=True)
