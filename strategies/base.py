@@ -157,6 +157,8 @@ class Program:
     """By how much the hidden states between blocks are split along the sequence."""
     hidden_dtype: "torch.dtype | None" = None
     """Of the hidden states between blocks; None for that of the parameters."""
+    compiler_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What strategies need of Inductor, if the model is compiled: its options, for these graphs only."""
     forward_context: "Callable[[], AbstractContextManager[Any]]" = _no_context
     """Entered around each forward pass (AMP)."""
     before_microbatch: "Callable[[bool], AbstractContextManager[Any]]" = _no_context

@@ -10,7 +10,7 @@ Measure: ms/step after the first; kernels a step; graph breaks and recompiles, w
 Source: Ansel et al. 2024 (ASPLOS), PyTorch 2; torch.compile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -114,12 +114,21 @@ class Compile:
         dynamo_config.optimize_ddp = self.scope == "model" and "ac" not in run.active
         options: dict[str, Any] = {"dynamic": self.dynamic, "fullgraph": self.fullgraph, "backend": self.backend}
         if self.backend == "inductor":
-            options["mode"] = self.mode
+            options |= _inductor(self.mode, program.compiler_options)
         names = program.facts.blocks if self.scope == "block" else program.facts.parts
         for name in names:
             program.model.get_submodule(name).compile(**options)
         loss = torch.compile(program.loss, **options) if self.loss else program.loss
         return replace(program, loss=loss, reports=(*program.reports, graph_report))
+
+
+def _inductor(mode: str, needed: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for Inductor, which takes a preset or options, but not both."""
+    if not needed:
+        return {"mode": mode}
+    from torch._inductor import list_mode_options
+
+    return {"options": {**list_mode_options(mode), **needed}}
 
 
 def graph_report() -> list[str]:

@@ -201,8 +201,10 @@ class FP8:
             low_precision.swap_for_torchao(
                 model, paths, recipe=self.recipe, emulate=self.emulate, fsdp_all_gather=self.fsdp_all_gather
             )
-        if "compile" in run.active and self.recipe.startswith("rowwise"):
-            _round_as_without_compile()
+        if self.recipe.startswith("rowwise"):
+            # Row scales are powers of two: a compiler must round between fused operators as eager kernels do.
+            options = {**program.compiler_options, "emulate_precision_casts": True}
+            program = replace(program, compiler_options=options)
         if self.fsdp_all_gather:
             program = low_precision.gather_in_float8(program)
         return replace(program, reports=(*program.reports, self._report(len(layers), num_left, run)))
@@ -220,14 +222,3 @@ def _matches(pattern: str, names: Any) -> bool:
     from fnmatch import fnmatchcase
 
     return any(fnmatchcase(canonical(name), pattern) for name in names)
-
-
-def _round_as_without_compile() -> None:
-    """Row scales are powers of two; Inductor must round between fused operators as eager kernels do.
-
-    For the whole process: an A/B against BF16 needs processes of their own.
-    """
-    import torch._inductor.config as config
-
-    inductor: Any = config
-    inductor.emulate_precision_casts = True

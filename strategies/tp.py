@@ -109,7 +109,7 @@ class TensorParallel:
         )
         layout.cut(program.model, program.facts.slicing)
         if self.async_tp:
-            _overlap_collectives(mesh)
+            program = _overlap_collectives(program, mesh)
         return replace(
             program,
             loss=_loss_of_slices(mesh) if self.loss_parallel and not chunked else program.loss,
@@ -128,16 +128,14 @@ def _loss_of_slices(mesh: "DeviceMesh") -> Any:
     return sliced_loss
 
 
-def _overlap_collectives(mesh: "DeviceMesh") -> None:
+def _overlap_collectives(program: Program, mesh: "DeviceMesh") -> Program:
     """Have Inductor fuse gathers and reduce-scatters with matrix products, through memory that the GPUs share."""
-    import torch._inductor.config
     import torch.distributed._symmetric_memory as symmetric_memory
 
-    config: Any = torch._inductor.config
-    config._micro_pipeline_tp = True
     # Deprecated as needless, but Inductor's pass still asks whether it has been called (torch 2.11 to 2.13).
     enable: Any = symmetric_memory.enable_symm_mem_for_group  # pyright: ignore[reportDeprecated]
     enable(mesh.get_group().group_name)
+    return replace(program, compiler_options={**program.compiler_options, "_micro_pipeline_tp": True})
 
 
 def _nearest(size: int, degree: int) -> str:

@@ -76,6 +76,30 @@ def test_the_whole_model_is_one_graph(compiled: Callable[..., Program]) -> None:
     assert graph_report()[0] == "compile: 1 graphs, 0 graph breaks"
 
 
+@pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
+def test_what_a_strategy_needs_of_inductor_holds_for_its_graphs_and_for_no_others(
+    make_program: Callable[..., Program], make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    from torch._inductor import compile_fx, config
+
+    seen: list[dict[str, Any]] = []
+
+    def without_code(graph: torch.fx.GraphModule, inputs: Any, config_patches: dict[str, Any], **_: Any) -> Any:
+        seen.append(config_patches)
+        return graph.forward
+
+    monkeypatch.setattr(compile_fx, "compile_fx", without_code)
+    strategy = Compile(mode=mode, loss=False)
+    strategy.apply(replace(make_program(), compiler_options={"emulate_precision_casts": True}), make_run()).model(
+        tokens()
+    )
+    strategy.apply(make_program(), make_run()).model(tokens())
+    with_it, without_it = seen
+    assert with_it == without_it | {"emulate_precision_casts": True}
+    assert with_it.get("max_autotune", False) is (mode != "default")
+    assert not config.emulate_precision_casts
+
+
 @pytest.mark.parametrize(("dynamic", "expected"), [(True, [1, 1, 1]), (False, [1, 2, 3]), (None, [1, 2, 2])])
 def test_dynamic_says_what_a_new_shape_costs(
     dynamic: bool | None, expected: list[int], compiled: Callable[..., Program]
