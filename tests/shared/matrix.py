@@ -22,6 +22,8 @@ Degrees = tuple[int, ...]
 TOLERANCES = {
     "float32": (LOSS_TOLERANCE, GRADIENT_TOLERANCE),  # only the order of sums differs
     "bf16": (BF16_TOLERANCE, 5e-2),  # eight bits of mantissa, and gradients that pass through several layers
+    # A token whose experts nearly tie goes to another one: 5.6e-2 with plain BF16 weights, no mesh and no trainer.
+    "bf16 experts": (BF16_TOLERANCE, 1e-1),
     "fp8": (5e-2, 3e-1),  # three or two bits of mantissa; scales are of other tensors when these are cut elsewhere
 }
 
@@ -87,7 +89,9 @@ def case_of(degrees: Degrees, strategies: dict[str, Any] | None = None, **model:
         "vocab_size": 16 * tp * (4 if tp < 3 else 1),
     }
     if at["ep"] > 1:
-        dimensions["moe"] = {"num_experts": 2 * at["ep"], "top_k": 2, "ffn_dim": 16 * tp}
+        # Two experts on a rank, which more shards than two must cut by rows; three shards cannot, and get one each.
+        held = 3 if at["dp_shard"] * at["cp"] == 3 else 2
+        dimensions["moe"] = {"num_experts": held * at["ep"], "top_k": 2, "ffn_dim": 16 * tp}
     step = 2 * at["cp"] * tp
     return Case(
         num_ranks=math.prod(degrees),
@@ -326,4 +330,5 @@ def _entry(row: dict[str, Any]) -> Entry:
     if row["reduction"] == "ddp" and row["precision"] == "bf16":
         strategies["fsdp2"] = {"param_dtype": "bf16"}
     entry = Entry(", ".join(words), case_of(degrees, strategies))
-    return replace(entry, precision={"float32": "float32", "fp8": "fp8"}.get(row["precision"], "bf16"))
+    narrow = "bf16 experts" if degrees[AXES.index("ep")] > 1 and row["precision"] == "bf16" else "bf16"
+    return replace(entry, precision={"float32": "float32", "fp8": "fp8"}.get(row["precision"], narrow))
