@@ -94,11 +94,10 @@ def measure(schedule: str, num_microbatches: int) -> float:
     from stepladder.strategies.clip import measure_norm
     from stepladder.strategies.facts import Cuts, Facts
     from stepladder.strategies.mesh import Axis, build_mesh
-    from stepladder.strategies.pipeline import meter
+    from stepladder.strategies.pipeline.meter import BusyMeter
     from stepladder.strategies.pp import PipelineParallel
     from stepladder.trainer.step import accumulate
 
-    meter.FIRST_STEP = 1
     stages = STAGES_PER_RANK[schedule]
     num_blocks = RANKS * stages
     degrees = dict.fromkeys(Axis, 1) | {Axis.PP: RANKS}
@@ -124,8 +123,9 @@ def measure(schedule: str, num_microbatches: int) -> float:
         mesh=build_mesh("cpu", degrees),
         device=torch.device("cpu"),
     )
-    program = PipelineParallel(schedule=schedule).apply(program, run)  # pyright: ignore[reportArgumentType]
-    pipeline = program.reports[0].__self__  # pyright: ignore[reportFunctionMemberAccess]
+    strategy = PipelineParallel(schedule=schedule)  # pyright: ignore[reportArgumentType]
+    pipeline = strategy.make(program.facts, run, BusyMeter(torch.device("cpu"), first_step=1))
+    program = pipeline.install(program)
     batches = [Batch(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.long)) for _ in range(num_microbatches)]
     found: list[tuple[float, float]] = []
     for _ in range(STEPS):

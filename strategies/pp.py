@@ -14,9 +14,9 @@ al. 2023, arXiv:2401.10241 (zero bubble), 2024, arXiv:2405.15362 (V); DeepSeek-A
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import Owns, Program, Run
 from .limits import PositiveInt
@@ -37,6 +37,11 @@ from .pipeline import (
     table_problems,
 )
 from .refusal import Refusal
+
+if TYPE_CHECKING:
+    from .facts import Facts
+    from .pipeline.meter import BusyMeter
+    from .pipeline.runner import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,43 +186,34 @@ class PipelineParallel:
     def apply(self, program: Program, run: Run) -> Program:
         """Keep this rank's stages of the model, and of what is said about it; later strategies see nothing else."""
         from .pipeline.meter import BusyMeter
+
+        assert run.device is not None, "pp needs the device"
+        return self.make(program.facts, run, BusyMeter(run.device)).install(program)
+
+    def make(self, facts: "Facts", run: Run, meter: "BusyMeter") -> "Pipeline":
+        """The pipeline of this rank, not in a program yet; `meter` says which steps are measured."""
         from .pipeline.runner import Pipeline, Shape
-        from .pipeline.split import pieces_of_stages, split_facts, split_model
 
         assert run.mesh is not None, "pp needs the device mesh"
-        assert run.device is not None, "pp needs the device"
-        facts = program.facts
         assert facts.cuts is not None, "check has made sure that the model can be cut"
         num_ranks, stages_per_rank = run.degrees[Axis.PP], self._stages_per_rank()
         starts = balanced_cuts(facts.cuts, num_ranks * stages_per_rank) if self.cuts is None else self.cuts
-        blocks = blocks_of_stages(starts, len(facts.blocks))
         group = run.mesh[Axis.PP].get_group()
-        held = self._held(group.rank(), num_ranks, stages_per_rank)
-        pieces = pieces_of_stages(facts, blocks)
-        pipeline = Pipeline(
+        return Pipeline(
             shape=Shape(
                 schedule=self.schedule,
                 path=Path(self.csv) if self.csv else None,
                 num_ranks=num_ranks,
                 stages_per_rank=stages_per_rank,
                 num_microbatches=run.num_microbatches,
-                blocks=blocks,
+                blocks=blocks_of_stages(starts, len(facts.blocks)),
                 costs=stage_costs(facts.cuts, starts),
                 width=facts.cuts.width,
             ),
-            held=held,
+            held=self._held(group.rank(), num_ranks, stages_per_rank),
             group=group,
-            device=run.device,
-            meter=BusyMeter(run.device),
-        )
-        return replace(
-            program,
-            model=split_model(program.model, pieces, held),
-            facts=split_facts(facts, pieces, held),
-            forward_backward=pipeline.forward_backward,
-            forward_only=pipeline.forward_only,
-            norm_group=group,
-            reports=(*program.reports, pipeline.report),
+            device=meter.device,
+            meter=meter,
         )
 
     def _held(self, rank: int, num_ranks: int, stages_per_rank: int) -> tuple[int, ...]:

@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 
-FIRST_STEP, NUM_STEPS = 2, 10
-"""Which steps of a run are measured: not the first ones, which compile and open connections."""
-
 
 class BusyMeter:
     """Adds up the time inside `busy`, and that inside `step` around it, over some steps.
 
-    On a GPU by events on the stream of the computation, read when somebody asks: the host neither waits nor matters.
+    Not over the first steps, which compile and open connections. On a GPU by events on the stream of the computation,
+    read when somebody asks: the host neither waits nor matters.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, first_step: int = 2, num_steps: int = 10) -> None:
         self.device = device
+        self.measured = range(first_step, first_step + num_steps)
         self.num_steps = 0
         self.on = False
         self._steps: list[tuple[Any, Any]] = []
@@ -27,7 +26,7 @@ class BusyMeter:
     @contextmanager
     def step(self) -> Generator[None]:
         """Around one step."""
-        self.on = FIRST_STEP <= self.num_steps < FIRST_STEP + NUM_STEPS
+        self.on = self.num_steps in self.measured
         begin = self._now() if self.on else None
         yield
         if self.on:

@@ -1,7 +1,7 @@
 """Runs the steps of a pipeline: what replaces `accumulate` and the plain forward passes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .actions import Table
 from .bubble import formula, simulate
 from .meter import BusyMeter
 from .schedule import make_schedule, order_table
-from .split import stage_name
+from .split import pieces_of_stages, split_facts, split_model, stage_name
 from .stages import Stage, Step
 
 
@@ -63,6 +63,19 @@ class Pipeline:
     def has_loss(self) -> bool:
         """Whether this rank has the last stage."""
         return self.shape.num_stages - 1 in self.held
+
+    def install(self, program: Program) -> Program:
+        """The program of this rank's stages alone."""
+        pieces = pieces_of_stages(program.facts, self.shape.blocks)
+        return replace(
+            program,
+            model=split_model(program.model, pieces, self.held),
+            facts=split_facts(program.facts, pieces, self.held),
+            forward_backward=self.forward_backward,
+            forward_only=self.forward_only,
+            norm_group=self.group,
+            reports=(*program.reports, self.report),
+        )
 
     def forward_backward(
         self, program: Program, microbatches: Sequence[Batch], scale: "float | Tensor", mark: Marker
