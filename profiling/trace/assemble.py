@@ -1,5 +1,8 @@
 """Pieces of a trace -> one table, sorted by time."""
 
+# pyright: reportUnknownParameterType=false
+# pyarrow has no annotations.
+
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,30 +1,24 @@
 """Text of events -> typed columns. Arrow parses; what it refuses is mended for a file, a piece, or one event.
 
-[Note: dialects]
-Writers disagree: `stream` is 7 or "7", `bytes` a string on ROCm, `pid` a word on some rows, a bandwidth is `inf`, a
-name holds a control character. Arrow wants one type for each column. So a piece that it refuses is tried again with
-the key in question rewritten, which is then done to the rest of the file at once; then by Python's reader, which takes
-the events one by one and leaves out only those that nobody can read.
+See [Note: dialects].
 """
 
 # pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
 # pyarrow makes its compute functions at run time and has no annotations.
 
-import json
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from .dialect import Mend, as_type, digits, mend_for, microseconds, one_by_one, quote_lists
+
 NO_VALUE = -1
 """In columns of whole numbers: the event does not have the key."""
 _NS = pa.decimal128(24, 3)  # microseconds with three digits behind the point: the unscaled number is nanoseconds
-_MAX_MENDS = 24
 
 TEXTS = ("ph", "cat", "name")
 WHOLE = ("pid", "tid")
@@ -97,9 +91,7 @@ class Parser:
     """Numbers given to processes and threads that have a name instead, counted downwards from -2."""
     num_unreadable: int = 0
     """Events that could not be read."""
-    _mends: dict[tuple[str, str], Callable[[bytes], bytes]] = field(
-        default_factory=dict[tuple[str, str], Callable[[bytes], bytes]]
-    )
+    _mends: dict[str, Mend] = field(default_factory=dict[str, Mend])
 
     def parse(self, piece: bytes) -> Piece:
         """Columns of a text `{...}, {...}`; never raises for what stands in it."""
@@ -107,7 +99,9 @@ class Parser:
             return _columns(self._by_arrow(piece), self._keys())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
             pass
-        events = [self._tidy(event) for event in self._by_python(piece)]
+        found = list(one_by_one(piece))
+        self.num_unreadable += found.count(None)
+        events = [self._tidy(event) for event in found if event is not None]
         made = pa.array(events, type=_event_type(self._keys()))
         return _columns(cast(pa.StructArray, made), self._keys())
 
@@ -115,13 +109,15 @@ class Parser:
         return SPARSE | DETAIL if self.detail else SPARSE
 
     def _by_arrow(self, piece: bytes) -> pa.StructArray:
+        """Raises: ArrowInvalid for what cannot be mended."""
         schema = pa.schema([("e", pa.list_(_event_type(self._keys())))])
         if self.detail:
             for key in _LISTS:
-                piece = _quote_lists(key)(piece)
-        for mend in tuple(self._mends.values()):
+                piece = quote_lists(key)(piece)
+        mended = dict(self._mends)
+        for mend in mended.values():
             piece = mend(piece)
-        for _ in range(_MAX_MENDS):
+        while True:
             text = b'{"e":[' + piece + b"]}"
             try:
                 found = pj.read_json(
@@ -130,140 +126,42 @@ class Parser:
                     parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
                 )
             except pa.ArrowInvalid as error:
-                key, mend = self._mend(str(error))
-                if key in self._mends:
+                is_number_of_track = any(f"/{key})" in str(error) for key in WHOLE)
+                mend = mend_for(str(error), self._number_of_word if is_number_of_track else digits)
+                if mend is None or mend[0] in mended:
                     raise
-                self._mends[key] = mend
-                piece = mend(piece)
+                mended[mend[0]] = self._mends[mend[0]] = mend[1]
+                piece = mend[1](piece)
                 continue
             if found.num_rows != 1:
                 raise pa.ArrowInvalid("the text is more than a list")
             return cast(pa.StructArray, cast(Any, found["e"].chunk(0)).values)
-        raise pa.ArrowInvalid("too many mends")
 
-    def _mend(self, message: str) -> tuple[tuple[str, str], Callable[[bytes], bytes]]:
-        """What to do about a refusal. Raises: ArrowInvalid if there is nothing."""
-        if "Invalid value" in message:
-            return ("", "not a number"), lambda text: _NOT_A_NUMBER.sub(b"null", text)
-        match = re.search(r"Column\(/e/\[\](/args)?/(.+?)\) changed from (\w+) to (\w+)", message)
-        if not match:
-            raise pa.ArrowInvalid(message)
-        key, had, came = match[2], match[3], match[4]
-        if had == "number" and came == "string":
-            number = self._number_of if key in WHOLE else _digits
-            return (key, came), lambda text: _text_of(key).sub(number, text)
-        if had == "string" and came == "number":
-            return (key, came), lambda text: _number_at(key).sub(rb'\1"\2"', text)
-        if had == "string" and came == "array":
-            return (key, came), _quote_lists(key)
-        raise pa.ArrowInvalid(message)
-
-    def _number_of(self, match: "re.Match[bytes]") -> bytes:
-        return match[1] + str(self._word(match[2].decode(errors="replace"))).encode()
+    def _number_of_word(self, text: str) -> str:
+        return str(self._word(text))
 
     def _word(self, text: str) -> int:
         """Number of a process or thread that a file names by a word."""
-        try:
-            return int(text)
-        except ValueError:
-            return self.words.setdefault(text, -2 - len(self.words))
-
-    def _by_python(self, piece: bytes) -> Iterator[dict[str, Any]]:
-        """Event by event; what cannot be read is counted and left out."""
-        text = piece.decode(errors="replace")
-        decoder = json.JSONDecoder(strict=False)
-        at = 0
-        while True:
-            at = text.find("{", at)
-            if at < 0:
-                return
-            try:
-                event, at = decoder.raw_decode(text, at)
-                if isinstance(event, dict):
-                    yield cast(dict[str, Any], event)
-            except (ValueError, RecursionError):
-                self.num_unreadable += 1
-                border = _NEXT_EVENT.search(text, at + 1)
-                if border is None:
-                    return
-                at = border.end()
+        number = as_type(text, "whole")
+        return number if number is not None else self.words.setdefault(text, -2 - len(self.words))
 
     def _tidy(self, event: dict[str, Any]) -> dict[str, Any]:
         """The event with what is asked for, of the types that are asked for."""
         args = event.get("args")
         args = cast(dict[str, Any], args) if isinstance(args, dict) else {}
-        kept = {key: _as(args.get(key), kind) for key, kind in _args_types(self._keys()).items()}
-        made: dict[str, Any] = {key: _as(event.get(key), pa.string()) for key in TEXTS}
+        kept = {key: as_type(args.get(key), _KINDS[kind]) for key, kind in _args_types(self._keys()).items()}
+        made: dict[str, Any] = {key: as_type(event.get(key), "text") for key in TEXTS}
         for key in WHOLE:
             value = event.get(key)
-            made[key] = self._word(value) if isinstance(value, str) else _as(value, pa.int64())
-        for key in ("ts", "dur"):
-            value = _as(event.get(key), pa.float64())
-            # What a float of microseconds says beyond a nanosecond is noise.
-            made[key] = None if value is None or abs(value) > 1e18 else _decimal(value)
-        return made | {"args": kept}
+            made[key] = self._word(value) if isinstance(value, str) else as_type(value, "whole")
+        return made | {key: microseconds(event.get(key)) for key in ("ts", "dur")} | {"args": kept}
 
 
-_NEXT_EVENT = re.compile(r"\}\s*,\s*(?=\{)")
-_NOT_A_NUMBER = re.compile(rb"(?<=[:,\[\s])[-+]?(?:nan|inf|infinity)\b(?:\(\w*\))?(?=\s*[,}\]])", re.IGNORECASE)
-
-
-def _decimal(value: float) -> Any:
-    from decimal import Decimal
-
-    return Decimal(round(value * 1000)).scaleb(-3)
-
-
-def _text_of(key: str) -> "re.Pattern[bytes]":
-    return re.compile(rb'("' + re.escape(key.encode()) + rb'"\s*:\s*)"((?:[^"\\]|\\.)*)"')
-
-
-def _number_at(key: str) -> "re.Pattern[bytes]":
-    return re.compile(rb'("' + re.escape(key.encode()) + rb'"\s*:\s*)(-?[0-9][0-9.eE+-]*)')
-
-
-def _digits(match: "re.Match[bytes]") -> bytes:
-    """The number that stands in quotation marks; null if it is none."""
-    try:
-        return match[1] + str(int(match[2], 0)).encode()
-    except ValueError:
-        try:
-            return match[1] + repr(float(match[2])).encode()
-        except ValueError:
-            return match[1] + b"null"
-
-
-def _list_pattern(depth: int) -> bytes:
-    """A list of numbers, strings, and lists of up to so many further levels; for possessive matching in one pass."""
-    inner = b"" if depth == 0 else b"|" + _list_pattern(depth - 1)
-    return rb'\[(?:[^\[\]"{}]|"(?:[^"\\]|\\.)*+"' + inner + rb")*+\]"
-
-
-_LIST = _list_pattern(4)
-
-
-def _quote_lists(key: str) -> Callable[[bytes], bytes]:
-    """Make the lists of a key texts: they are not of one type, and few are ever looked at."""
-    lists = re.compile(rb'("' + re.escape(key.encode()) + rb'"\s*:\s*)(' + _LIST + rb")")
-    return lambda text: lists.sub(lambda match: match[1] + json.dumps(match[2].decode(errors="replace")).encode(), text)
-
-
-def _as(value: Any, kind: pa.DataType) -> Any:
-    """A value as a column takes it; None if it cannot be."""
-    if value is None or isinstance(value, dict):
-        return None
-    try:
-        if pa.types.is_string(kind):
-            text = value if isinstance(value, str) else json.dumps(value)
-            return text.encode(errors="replace").decode()
-        if isinstance(value, list):
-            return None
-        if pa.types.is_integer(kind):
-            number = int(value, 0) if isinstance(value, str) else int(value)
-            return number if -(1 << 63) <= number < 1 << 63 else None
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
+_KINDS: dict[pa.DataType, Literal["text", "whole", "real"]] = {
+    pa.string(): "text",
+    pa.int64(): "whole",
+    pa.float64(): "real",
+}
 
 
 def _args_types(keys: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
