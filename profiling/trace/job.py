@@ -1,0 +1,188 @@
+"""The traces of a job: which files they are, and work done on each of them in processes of its own."""
+
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from ..errors import TraceError
+from .cache import load_cached, save_cached
+from .load import Progress, read_trace
+from .source import Limits
+from .tables import Trace
+
+T = TypeVar("T")
+
+_SUFFIXES = (".json", ".json.gz")
+_WINDOW = re.compile(r"rank-(\d+)\.step-(\d+)\.pt\.trace\.json(\.gz)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How traces are read."""
+
+    detail: bool = False
+    """Shapes, stacks, allocator events and occupancies too."""
+    cache: bool = True
+    """Look for tables beside the trace, and leave them there."""
+    limits: Limits = field(default_factory=Limits)
+    num_processes: int = 0
+    """Traces that are read at once; 0 for the number of cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Generic[T]):
+    """What became of one file."""
+
+    path: Path
+    rank: int
+    world_size: int | None
+    notes: tuple[str, ...]
+    num_bytes: int
+    result: T
+
+
+def trace_files(paths: Iterable[Path]) -> list[Path]:
+    """The traces among files and folders; of a rank's windows in one folder, the newest.
+
+    Raises: TraceError for a path that does not exist, or if there is no trace.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = [each for each in sorted(path.iterdir()) if each.name.endswith(_SUFFIXES) and each.is_file()]
+            if not inside:
+                raise TraceError(f"{path}: no trace in this folder; traces end in .json or .json.gz")
+            found += _newest(inside)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise TraceError(f"{path}: no such file or folder")
+    return list(dict.fromkeys(found))
+
+
+def _newest(files: Sequence[Path]) -> list[Path]:
+    """Of the files that our own profiler has named, each rank's last window; of others, all."""
+    last: dict[int, tuple[int, Path]] = {}
+    others: list[Path] = []
+    for path in files:
+        if match := _WINDOW.fullmatch(path.name):
+            rank, step = int(match[1]), int(match[2])
+            last[rank] = max(last.get(rank, (-1, path)), (step, path))
+        else:
+            others.append(path)
+    return [path for _, (_, path) in sorted(last.items())] or others
+
+
+def open_trace(
+    path: Path, reading: Reading, *, num_threads: int | None = None, progress: Progress | None = None
+) -> Trace:
+    """The tables of a file, from its cache if there is one. Raises: TraceError."""
+    if reading.cache and (kept := load_cached(path, detail=reading.detail)):
+        return kept
+    trace = read_trace(path, detail=reading.detail, limits=reading.limits, num_threads=num_threads, progress=progress)
+    if reading.cache:
+        save_cached(trace)
+    return trace
+
+
+def for_each(
+    files: Sequence[Path],
+    work: Callable[[Trace], T],
+    reading: Reading | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Done[T]], list[str]]:
+    """Results by rank, and what could not be read, a sentence each; `work` must be a function of a module.
+
+    One trace is in memory for each process, however many there are. `progress` is told how many files are done, of how
+    many. Raises: TraceError if no file can be read.
+    """
+    reading = reading or Reading()
+    problems: list[str] = []
+    made: list[Done[T]] = []
+    num_processes = min(len(files), reading.num_processes or os.cpu_count() or 1)
+    if num_processes <= 1:
+        for done, path in enumerate(files, start=1):
+            _collect(lambda path=path: _one(path, work, reading, None), made, problems)
+            if progress:
+                progress(done, len(files))
+    else:
+        _in_processes(files, work, reading, num_processes, made, problems, progress)
+    if not made:
+        raise TraceError("; ".join(problems))
+    return _with_ranks(made, files, problems), problems
+
+
+def _collect(get: Callable[[], Done[T]], made: list[Done[T]], problems: list[str]) -> None:
+    try:
+        made.append(get())
+    except TraceError as error:
+        problems.append(str(error))
+
+
+def _in_processes(
+    files: Sequence[Path],
+    work: Callable[[Trace], T],
+    reading: Reading,
+    num_processes: int,
+    made: list[Done[T]],
+    problems: list[str],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    context = multiprocessing.get_context("spawn")  # polars has threads, which a fork would not have
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        waiting = {pool.submit(_one, path, work, reading, 1): path for path in files}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            try:
+                _collect(future.result, made, problems)
+            except BrokenProcessPool:
+                problems.append(f"{waiting[future]}: the process that read it was killed, perhaps for want of memory")
+            if progress:
+                progress(done, len(files))
+
+
+def _one(path: Path, work: Callable[[Trace], T], reading: Reading, num_threads: int | None) -> Done[T]:
+    trace = open_trace(path, reading, num_threads=num_threads)
+    info = trace.header.get("distributedInfo")
+    size = cast(dict[str, Any], info).get("world_size") if isinstance(info, dict) else None
+    return Done(
+        path=path,
+        rank=-1 if trace.rank is None else trace.rank,
+        world_size=size if isinstance(size, int) else None,
+        notes=trace.notes,
+        num_bytes=trace.num_bytes,
+        result=work(trace),
+    )
+
+
+def _with_ranks(made: list[Done[T]], files: Sequence[Path], problems: list[str]) -> list[Done[T]]:
+    """By rank; files that do not say theirs get the free ones in order, and of two with the same the first stays."""
+    from dataclasses import replace
+
+    order = {path: place for place, path in enumerate(files)}
+    made = sorted(made, key=lambda each: order[each.path])
+    taken: dict[int, Done[T]] = {}
+    for each in (each for each in made if each.rank >= 0):
+        if each.rank in taken:
+            problems.append(
+                f"{each.path}: says that it is rank {each.rank}, as {taken[each.rank].path} does, and was left out; "
+                "give the traces of one job, one file a rank"
+            )
+        else:
+            taken[each.rank] = each
+    free = (rank for rank in range(len(files) + len(taken)) if rank not in taken)
+    nameless = [each for each in made if each.rank < 0]
+    ranked = list(taken.values()) + [replace(each, rank=next(free)) for each in nameless]
+    sizes = {each.world_size for each in ranked if each.world_size is not None}
+    if len(sizes) > 1:
+        problems.append(
+            f"the traces are of jobs of different sizes ({', '.join(map(str, sorted(sizes)))} ranks), so what is said "
+            "about ranks together may mean nothing; give the traces of one job"
+        )
+    return sorted(ranked, key=lambda each: each.rank)
