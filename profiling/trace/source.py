@@ -16,12 +16,14 @@ from ..errors import TraceError
 
 PIECE_BYTES = 4 << 20
 _READ_BYTES = 1 << 20
-_MAX_EVENT_BYTES = 64 << 20
+_MAX_EVENT_BYTES = 32 << 20
+_LONGEST_BORDER = 1 << 16
 _MAX_HEADER_BYTES = 64 << 20
 _MAX_TAIL_BYTES = 16 << 20
 
 # Two neighbours in the list. Keys of an event's own first member; a list of objects inside `args` begins otherwise.
 _BORDER = re.compile(rb'\}\s*,\s*(?=\{\s*"(?:ph|cat|name|pid|tid|ts|dur|args)"\s*:)')
+_END = re.compile(rb"\}\s*\](?=\s*(?:[,}]|$))")
 _LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
 
 
@@ -32,7 +34,9 @@ class Limits:
     max_bytes: int = 64 << 30
     """Unpacked."""
     max_ratio: int = 300
-    """Unpacked bytes for one packed byte, looked at from 256 MiB on; real traces have 10 to 20."""
+    """Unpacked bytes for one packed byte; real traces have 10 to 20."""
+    ratio_from_bytes: int = 256 << 20
+    """Unpacked, from which on the ratio is looked at."""
 
 
 @dataclass(kw_only=True)
@@ -56,32 +60,34 @@ class Source:
         Raises: TraceError if the file is missing, unreadable, not a trace, or beyond the limits.
         """
         text = self._unpacked()
-        held = yield from self._find_list(text)
-        if held is None:
-            return
+        held = self._find_list(text)
+        searched = 0
         while True:
-            cut = self._border(held)
+            cut = self._border(held, searched)
             if cut is not None:
                 yield held[: cut[0]]
                 held = held[cut[1] :]
             elif len(held) > _MAX_EVENT_BYTES:
                 raise TraceError(f"{self.path}: an event longer than {_MAX_EVENT_BYTES >> 20} MiB; not a Kineto trace")
+            # What has been searched in vain is not searched again, but for a border that the new text completes.
+            searched = max(0, len(held) - _LONGEST_BORDER) if cut is None and len(held) >= PIECE_BYTES else 0
             more = self._gather(text, PIECE_BYTES - len(held))
             if not more:
                 break
             held += more
         yield from self._last(held)
 
-    def _border(self, held: bytes) -> tuple[int, int] | None:
-        """Where the last event that is certainly whole ends, and where the next begins."""
+    def _border(self, held: bytes, begin: int) -> tuple[int, int] | None:
+        """Where the last event that is certainly whole ends, and where the next begins; looked for from `begin` on."""
         if len(held) < PIECE_BYTES:
             return None
-        step = 1 << 16
         end = len(held)
-        for begin in range(max(0, end - step), -step, -step):
-            found = list(_BORDER.finditer(held, max(0, begin), min(end, begin + 2 * step)))
+        while end > begin:
+            at = max(begin, end - _LONGEST_BORDER)
+            found = list(_BORDER.finditer(held, at, min(len(held), end + _LONGEST_BORDER)))
             if found:
                 return found[-1].start() + 1, found[-1].end()
+            end = at
         return None
 
     def _gather(self, text: Iterator[bytes], at_least: int) -> bytes:
@@ -93,8 +99,8 @@ class Source:
                 break
         return b"".join(parts)
 
-    def _find_list(self, text: Iterator[bytes]) -> Generator[bytes, None, bytes | None]:
-        """Read up to the first event; yields nothing."""
+    def _find_list(self, text: Iterator[bytes]) -> bytes:
+        """Read up to the first event; returns what was read of the list."""
         held = b""
         while True:
             more = self._gather(text, _READ_BYTES)
@@ -116,7 +122,6 @@ class Source:
         if not held.strip():
             raise TraceError(f"{self.path}: empty; record it again")
         raise TraceError(f"{self.path}: no 'traceEvents' list; is it a Kineto trace?")
-        yield b""  # pyright: ignore[reportUnreachable]
 
     def _parse_header(self, text: bytes) -> dict[str, Any] | None:
         return _loads(text.rstrip().rstrip(b",") + b"}")
@@ -134,7 +139,10 @@ class Source:
         try:
             event, end = json.JSONDecoder(strict=False).raw_decode(text.lstrip())
         except (ValueError, RecursionError):
-            if rest.strip():
+            ends = list(_END.finditer(rest))
+            if ends:  # the event is whole, and no JSON; the parser sees to that
+                yield rest[: ends[-1].start() + 1]
+            elif rest.strip():
                 self.notes.append("the file ends in the middle of an event: its writer crashed, or it was cut")
             return
         if isinstance(event, dict):
@@ -201,7 +209,7 @@ class Source:
     def _mind_limits(self) -> None:
         if self.num_bytes > self.limits.max_bytes:
             raise TraceError(f"{self.path}: more than {self.limits.max_bytes >> 30} GiB unpacked; record fewer steps")
-        if self.num_bytes > 256 << 20 and self.num_bytes > self.limits.max_ratio * self.packed_bytes:
+        if self.num_bytes > self.limits.ratio_from_bytes and self.num_bytes > self.limits.max_ratio * self.packed_bytes:
             raise TraceError(
                 f"{self.path}: unpacks to more than {self.limits.max_ratio} times its size; no trace does that"
             )

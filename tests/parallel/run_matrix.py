@@ -16,7 +16,7 @@ def main() -> int:
     chosen = sys.argv[1] if len(sys.argv) > 1 else ""
     entries = [each for each in every_degree() + pairwise() if chosen in each.name]
     start_s = time.monotonic()
-    verdicts = judge(entries, say=lambda text: print(text, flush=True))
+    verdicts = judge(entries, timeout_s=240, say=lambda text: print(text, flush=True))
     for verdict in verdicts:
         if verdict.refused:
             print(line(verdict))
