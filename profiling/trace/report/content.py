@@ -15,7 +15,7 @@ FRAMES: Mapping[str, tuple[str, ...]] = {
     "collectives": ("type",),
     "roofline": ("name", "flops", "bytes", "total_ns"),
 }
-"""The columns that each table must have. More are shown as tables, by the endings of their names (`_ns`, `share`, ...)."""
+"""The columns that each table must have; more of them are shown too, by the endings of their names (`_ns`, `share`)."""
 
 WHY_MISSING: Mapping[str, str] = {
     "steps": "The trace has no profiler steps: call profiler.step() in the loop, or let `stepladder run` do it.",

@@ -1,0 +1,79 @@
+// The page: its sections in order, the list of them at the top, and the scheme of colours.
+
+function drawAdvice() {
+  const { advice } = data;
+  if (advice === null) return section("advice", "Advice", null, null, h("p", { class: "missing" }, data.missing.advice));
+  if (!advice.length) return section("advice", "Advice", null, null, h("p", null, "Nothing to advise: no finding has evidence in this trace."));
+  const most = Math.max(...advice.map((each) => each.wins_at_most_ns ?? 0));
+  const lines = (texts) => (texts.length === 1 ? texts[0] : h("ul", null, texts.map((each) => h("li", null, each))));
+  const pair = (name, value) => (value ? [h("dt", null, name), h("dd", null, value)] : []);
+  return section("advice", "Advice", "By what it can win at most. Each finding says where it was seen, so that it can be doubted.", null,
+    h("div", { class: "cards" }, advice.map((each, i) => h("article", { class: "card" },
+      h("h3", null, h("span", { class: "rank" }, String(i + 1)), each.title),
+      each.wins_at_most_ns === null ? h("div", { class: "win quiet" }, "gain not known") : h("div", { class: "win" },
+        h("span", { class: "quiet" }, "wins at most"), h("b", null, time(each.wins_at_most_ns)),
+        h("div", { class: "track" }, bar(most ? each.wins_at_most_ns / most : 0)),
+        stepShare(each.wins_at_most_ns)),
+      h("div", null, h("dl", null,
+        pair("Evidence", each.evidence.length ? lines(each.evidence) : null), pair("Likely cause", each.cause),
+        pair("Remedy", each.remedy ? h("pre", null, each.remedy) : null), pair("Measure next", each.measure_next)),
+      each.assumptions.length ? h("p", { class: "assumptions" }, `Assumes: ${each.assumptions.join("; ")}`) : null)))));
+}
+
+function stepShare(ns) {
+  if (!steps) return null;
+  const mean = total(steps, "window_ns", steps.values("window_ns").map((_, i) => i)) / steps.length;
+  return h("span", { class: "quiet" }, `${share(ns / mean)} of a step`);
+}
+
+function drawNotes() {
+  const children = data.notes.length ? h("ul", { class: "notes" }, data.notes.map((each) => h("li", null, each))) : h("p", { class: "missing" }, "Nothing was wrong with the files.");
+  return section("notes", "Notes", null, null, children);
+}
+
+function applyScheme(chosen) {
+  if (chosen === "auto") delete document.documentElement.dataset.scheme;
+  else document.documentElement.dataset.scheme = chosen;
+  redraw();
+}
+function watchScheme() {
+  const choices = ["auto", "light", "dark"];
+  const button = document.getElementById("scheme");
+  let chosen = "auto";
+  button.addEventListener("click", () => {
+    chosen = choices[(choices.indexOf(chosen) + 1) % choices.length];
+    button.textContent = chosen[0].toUpperCase() + chosen.slice(1);
+    applyScheme(chosen);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  // Paper is white: canvases have to be drawn for it, style sheets alone would not.
+  addEventListener("beforeprint", () => applyScheme("light"));
+  addEventListener("afterprint", () => applyScheme(chosen));
+}
+
+function watchSections(sections) {
+  const links = new Map(sections.map((each) => [each, h("a", { href: `#${each.id}` }, each.querySelector("h2").textContent)]));
+  document.getElementById("nav").append(...links.values());
+  const visible = new Set();
+  const watcher = new IntersectionObserver((changes) => {
+    for (const change of changes) visible[change.isIntersecting ? "add" : "delete"](change.target);
+    const first = sections.find((each) => visible.has(each));
+    for (const [each, link] of links) {
+      if (each === first) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  }, { rootMargin: "-60px 0px -40% 0px" });
+  for (const each of sections) watcher.observe(each);
+}
+
+function main() {
+  const content = document.getElementById("content");
+  content.append(h("h1", null, data.title), data.subtitle ? h("p", { class: "subtitle" }, data.subtitle) : "");
+  const draws = [steps ? drawSummary : null, drawAdvice, drawSteps, drawTimeline, drawHeatMap, drawKernels, drawCollectives, drawRoofline, drawNotes];
+  const sections = draws.filter(Boolean).map((draw) => draw());
+  content.append(...sections);
+  watchSections(sections);
+  watchScheme();
+  document.documentElement.dataset.ready = "yes";
+}
+main();
