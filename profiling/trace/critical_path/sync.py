@@ -1,0 +1,112 @@
+"""Calls in which the host waits for a device, and events by which streams wait for each other."""
+
+import re
+
+import numpy as np
+import polars as pl
+
+from ..kinds import Kind
+from ..tables import Trace
+from .device import NEVER, Tasks
+from .graph import Edges, Relation, edges, join_edges, words
+from .host import Threads
+
+BLOCKING = re.compile(
+    r"^(cuda|hip|cu)(Stream|Device|Event|Ctx)Synchronize|^(cuda|hip|cu)Memcpy(?!.*Async)|^hipMemcpyWithStream|^cudaFree$"
+)
+_ASYNC_COPY = re.compile(r"^(cuda|hip|cu)Memcpy.*Async")
+_TRIES = 64
+
+
+def returns(trace: Trace, found: Tasks, threads: Threads, base: int) -> tuple[Edges, np.ndarray]:
+    """Edges from tasks to the ends of the calls that waited for them, and those ends where there was a wait.
+
+    A call waited for the task that ended last before it returned, of those launched before it began; of the stream
+    that the trace names, if it names one. A copy that ended before its call returned was waited for by the call.
+    """
+    calls = trace.of(Kind.LAUNCH)
+    names = words(calls["name"])
+    blocks = np.array([bool(BLOCKING.search(name)) for name in names], dtype=bool)[calls["name"].to_physical()]
+    calls = calls.filter(pl.Series(blocks, dtype=pl.Boolean))
+    end_point = threads.at(calls["row"].to_numpy().astype(np.int64), threads.end)
+    start_point = threads.at(calls["row"].to_numpy().astype(np.int64), threads.start)
+    inside = np.flatnonzero(end_point >= 0)
+    calls, end_point, start_point = calls[inside], end_point[inside], start_point[inside]
+    began, ended = threads.points.time[start_point], threads.points.time[end_point]
+    task = _awaited(found, began, ended, _stream_of(trace, calls))
+    own = np.flatnonzero(_copies_in_calls(found, names))
+    own_end = threads.at(found.call[own], threads.end)
+    own = own[own_end >= 0]
+    own_end = own_end[own_end >= 0]
+    source = np.concatenate([task[task >= 0], own])
+    target = np.concatenate([end_point[task >= 0], own_end])
+    waited = found.end[source] > threads.points.time[target - 1] if len(source) else np.zeros(0, dtype=bool)
+    return edges(base + 2 * source + 1, target, Relation.SYNC), target[waited]
+
+
+def _copies_in_calls(found: Tasks, names: list[str]) -> np.ndarray:
+    """[K] which tasks are copies that ended before their call returned."""
+    copies = (found.frame["kind"] == Kind.MEMORY.value).to_numpy()
+    return copies & (found.call >= 0) & (found.end <= found.returned) & (found.start >= found.called)
+
+
+def _awaited(found: Tasks, began: np.ndarray, ended: np.ndarray, stream: np.ndarray) -> np.ndarray:
+    """The task that ended last by a time, launched before another, on a stream (-1: on any); -1 if there is none."""
+    result = np.full(len(began), -1)
+    streams = found.frame["stream"].to_numpy()
+    for wanted in np.unique(stream).tolist():
+        mine = np.flatnonzero(stream == wanted)
+        of = np.arange(len(streams)) if wanted < 0 else np.flatnonzero(streams == wanted)
+        order = of[np.argsort(found.end[of], kind="stable")]
+        at = np.searchsorted(found.end[order], ended[mine], side="right") - 1
+        for _ in range(_TRIES):
+            fits = (at >= 0) & (result[mine] < 0)
+            if not fits.any():
+                break
+            which = order[np.maximum(at, 0)] if len(order) else at
+            fits &= found.called[which] < began[mine]
+            result[mine[fits]] = which[fits]
+            at -= 1
+    return result
+
+
+def _stream_of(trace: Trace, calls: pl.DataFrame) -> np.ndarray:
+    """[C] the stream that a call waited for, by the record of it; -1 if that is not said."""
+    said = trace.of(Kind.SYNC).filter(
+        (pl.col("correlation") > 0) & (pl.col("stream") >= 0) & (pl.col("name").cast(pl.String) == "Stream Sync")
+    )
+    stream = calls.join(
+        said.select("correlation", pl.col("stream").alias("said")).unique("correlation", keep="first"),
+        on="correlation",
+        how="left",
+        maintain_order="left",
+    )["said"]
+    return stream.fill_null(-1).to_numpy().astype(np.int64)
+
+
+def recorded_waits(trace: Trace, found: Tasks, base: int) -> Edges:
+    """Each stream's first task after it was told to wait for an event, after the last before the event elsewhere."""
+    waits = trace.of(Kind.SYNC).filter(pl.col("name").cast(pl.String) == "Stream Wait Event")
+    keys = ("wait_on_stream", "wait_on_cuda_event_record_corr_id")
+    for key in keys:
+        said = trace.argument(key)
+        values = said.select("row", pl.col("value").cast(pl.Int64).alias(key))
+        waits = waits.join(values, on="row", how="inner")
+    calls = trace.of(Kind.LAUNCH).select("correlation", "ts").unique("correlation", keep="first")
+    waits = (
+        waits.select("correlation", "stream", *keys)
+        .join(calls.rename({"ts": "told"}), on="correlation")
+        .join(calls.rename({"ts": "noted", "correlation": keys[1]}), on=keys[1])
+    )
+    made = [edges(np.zeros(0), np.zeros(0), Relation.WAIT)]
+    stream = found.frame["stream"].to_numpy()
+    known = found.called != NEVER
+    for (of, on), group in waits.group_by("stream", keys[0]):
+        behind, before = (np.flatnonzero(known & (stream == each)) for each in (of, on))
+        behind = behind[np.argsort(found.called[behind], kind="stable")]
+        before = before[np.argsort(found.called[before], kind="stable")]
+        last = np.searchsorted(found.called[before], group["noted"].to_numpy()) - 1
+        next_ = np.searchsorted(found.called[behind], group["told"].to_numpy())
+        there = (last >= 0) & (next_ < len(behind))
+        made.append(edges(base + 2 * before[last[there]] + 1, base + 2 * behind[next_[there]], Relation.WAIT))
+    return join_edges(*made)
