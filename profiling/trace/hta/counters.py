@@ -1,0 +1,169 @@
+"""What changes over time: how much work waits in the queue of a stream, and how fast memory is copied."""
+
+import polars as pl
+
+from ..kinds import Kind
+from ..tables import Trace
+from .compat import rows_of
+from .launches import HTA_CALLS
+from .rows import Rows
+from .statistics import describe, describe_over_time
+
+FULL_QUEUE = 1024
+"""Entries in the queue of a CUDA stream, after which a launch blocks."""
+_QUEUE = ("device", "stream")
+_COPIES = ("device", "name")
+_HTA_CALLS = (
+    *HTA_CALLS,
+    "cuLaunchKernel",
+    "cuLaunchKernelEx",
+    "hipLaunchKernel",
+    "hipExtModuleLaunchKernel",
+    "hipMemsetAsync",
+    "hipMemcpyAsync",
+    "hipMemcpyWithStream",
+)
+
+
+def queue_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
+    """Length of the queue of each stream at the points where it changes: device, stream, ts_ns, length, lasts_ns.
+
+    Work is in the queue from the start of its call to its own start; work whose call is not in the trace is not
+    counted, and work that began before its call was never in the queue. All of a graph comes with its one call. In
+    HTA's reading each event is a point, and times count from the first event.
+    """
+    rows = rows_of(trace, compat=compat)
+    enter, leave = _in_and_out_as_hta(rows) if rows.compat else _in_and_out(rows)
+    points = pl.concat([enter, leave])
+    if not rows.compat:
+        points = points.group_by(*_QUEUE, "ts").agg(pl.col("change").sum()).filter(pl.col("change") != 0)
+    return points.sort(*_QUEUE, "ts", maintain_order=True).select(
+        *_QUEUE,
+        ts_ns=rows.ns(pl.col("ts")),
+        length=pl.col("change").cum_sum().over(_QUEUE),
+        lasts_ns=rows.ns(_lasts(_QUEUE)),
+    )
+
+
+def queue_lengths(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
+    """How the length of the queue of each stream is spread over the time from its first launch to its last start.
+
+    device, stream, count (of changes), mean, std, min, p25, p50, p75, max. HTA gives each change the same weight.
+    """
+    rows = rows_of(trace, compat=compat)
+    points = queue_points(rows)
+    return (describe if rows.compat else describe_over_time)(points, _QUEUE, "length", "")
+
+
+def blocked_on_full_queue(trace: Trace | Rows, *, compat: bool = False, full_length: int = FULL_QUEUE) -> pl.DataFrame:
+    """Time during which the queue of a stream was full, so that the next launch had to wait.
+
+    device, stream, blocked_ns, share (of the time from the stream's first launch to its last start), of streams whose
+    queue was ever full. HTA has one stream for each rank, the last, and the share of the whole trace.
+    """
+    rows = rows_of(trace, compat=compat)
+    full = pl.col("length") >= full_length
+    table = (
+        queue_points(rows)
+        .group_by(_QUEUE)
+        .agg(
+            blocked_ns=pl.col("lasts_ns").filter(full).sum(),
+            whole_ns=pl.lit(rows.duration_ns) if rows.compat else pl.col("lasts_ns").sum(),
+            ever=full.any(),
+        )
+        .filter("ever")
+        .sort(_QUEUE)
+    )
+    table = table.select(*_QUEUE, "blocked_ns", share=pl.col("blocked_ns") / pl.col("whole_ns"))
+    return table.tail(1) if rows.compat else table
+
+
+def bandwidth_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
+    """Rate at which memory is copied and filled, by the kind of copy, where it changes.
+
+    device, name, ts_ns, gb_per_s (10^9 bytes), num_running, lasts_ns. A copy has the same rate from start to end: its
+    bytes by its length, in HTA's reading the trace's own figure, with a length of 0 taken for 1 µs.
+    """
+    rows = rows_of(trace, compat=compat)
+    copies = _copies_as_hta(rows) if rows.compat else _copies(rows)
+    start = copies.select(*_COPIES, "ts", "rate", running=pl.lit(1, dtype=pl.Int64))
+    end = copies.select(
+        *_COPIES, ts=pl.col("ts") + pl.col("dur"), rate=-pl.col("rate"), running=pl.lit(-1, dtype=pl.Int64)
+    )
+    points = pl.concat([start, end])
+    if not rows.compat:
+        points = points.group_by(*_COPIES, "ts").agg(pl.col("rate", "running").sum())
+    points = points.sort(*_COPIES, "ts", maintain_order=True).select(
+        *_COPIES,
+        ts_ns=rows.ns(pl.col("ts")),
+        gb_per_s=pl.col("rate").cum_sum().over(_COPIES),
+        num_running=pl.col("running").cum_sum().over(_COPIES),
+        lasts_ns=rows.ns(_lasts(_COPIES)),
+    )
+    if rows.compat:
+        return points
+    nothing = pl.col("num_running") == 0  # else a sum of floats leaves a trace of what has ended
+    return points.with_columns(gb_per_s=pl.when(nothing).then(0.0).otherwise("gb_per_s"))
+
+
+def memory_bandwidth(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
+    """How that rate is spread over the time in which something is copied.
+
+    device, name, count (of changes to a rate above 0), mean_gb_per_s, std_, min_, p25_, p50_, p75_, max_gb_per_s. HTA
+    gives each change the same weight.
+    """
+    rows = rows_of(trace, compat=compat)
+    points = bandwidth_points(rows)
+    if rows.compat:
+        table = describe(points.filter(pl.col("gb_per_s") > 0), _COPIES, "gb_per_s", "_gb_per_s")
+    else:
+        table = describe_over_time(points.filter(pl.col("num_running") > 0), _COPIES, "gb_per_s", "_gb_per_s")
+    return table
+
+
+def _lasts(keys: tuple[str, ...]) -> pl.Expr:
+    return (pl.col("ts").shift(-1) - pl.col("ts")).fill_null(0).over(keys)
+
+
+def _in_and_out(rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
+    waiting = rows.device.filter(pl.col("call_ts") < pl.col("ts"))
+    return (
+        waiting.select(*_QUEUE, ts="call_ts", change=pl.lit(1, dtype=pl.Int64)),
+        waiting.select(*_QUEUE, "ts", change=pl.lit(-1, dtype=pl.Int64)),
+    )
+
+
+def _in_and_out_as_hta(rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
+    calls = rows.calls.filter("linked", pl.col("name").cast(pl.String).is_in(_HTA_CALLS))
+    work = rows.device.select("device", "stream", "correlation", "ts")
+    enter = calls.select("correlation", "ts").join(
+        work.drop("ts"), on="correlation", how="inner", maintain_order="left_right"
+    )
+    leave = work.filter(pl.col("correlation").is_in(calls["correlation"].implode()))
+    return (
+        enter.select(*_QUEUE, "ts", change=pl.lit(1, dtype=pl.Int64)),
+        leave.select(*_QUEUE, "ts", change=pl.lit(-1, dtype=pl.Int64)),
+    )
+
+
+def _copies(rows: Rows) -> pl.DataFrame:
+    """Copies and fills of a known size or rate that took time."""
+    rate = pl.coalesce(pl.col("num_bytes") / pl.col("dur"), pl.col("gb_per_s"))
+    return (
+        rows.device.filter(pl.col("kind") == Kind.MEMORY.value, pl.col("dur") > 0)
+        .select("device", "ts", "dur", name=pl.col("name").cast(pl.String).str.split(" (").list.first(), rate=rate)
+        .filter(pl.col("rate").is_finite())
+    )
+
+
+def _copies_as_hta(rows: Rows) -> pl.DataFrame:
+    name = pl.col("name").cast(pl.String)
+    copy = pl.when(name.str.starts_with("Memcpy")).then(name.str.slice(0, len("Memcpy DtoH")))
+    copy = copy.when(name.str.starts_with("Memset")).then(pl.lit("Memset")).otherwise(pl.lit("Memcpy Unknown"))
+    return rows.device.filter(pl.col("kind") == Kind.MEMORY.value).select(
+        "device",
+        "ts",
+        dur=pl.when(pl.col("dur") == 0).then(1.0).otherwise("dur"),
+        name=copy,
+        rate=pl.col("gb_per_s").fill_null(0.0),
+    )

@@ -1,0 +1,103 @@
+"""What the analyses count: work on devices, the calls that started it, and annotations.
+
+There are two readings of a trace, and the analyses are the same functions of either. The exact one takes what the
+trace says: kernels, copies and fills by their category, in whole nanoseconds, all of the capture, each device by
+itself. The other, in `compat`, is that of HTA.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ..intervals import Intervals, union
+from ..kinds import Kind
+from ..tables import Trace
+
+NS_PER_US = 1000
+WORK = ("row", "ts", "dur", "name", "stream", "correlation")
+OF_A_KERNEL = (Kind.COMPUTE.value, Kind.COMMUNICATION.value, Kind.MEMORY.value)
+"""Kinds of work, in the order in which tables name them together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows by start. `ts` and `dur` are nanoseconds, int64; in HTA's reading microseconds, float64."""
+
+    device: pl.DataFrame
+    """Work: row, ts, dur, name, kind, device, stream, correlation, and, null where the trace does not have them,
+    `call_ts`, the start of the call that started it, `num_bytes` and `gb_per_s` of a copy. HTA's reading has waits and
+    operators with a stream among them, their `occupies` is false, and one device, -1."""
+    calls: pl.DataFrame
+    """Calls on the host: row, ts, dur, name, correlation; of each correlation the first, in HTA's reading all, with
+    `linked`."""
+    annotations: pl.DataFrame
+    """Ranges that a program marked: ts, dur, name, on_device."""
+    compat: bool
+    """Whether this is HTA's reading."""
+    duration_ns: int
+    """From the first start to the last start of an event."""
+
+    @property
+    def unit_ns(self) -> int:
+        """Nanoseconds in the unit of `ts` and `dur`."""
+        return NS_PER_US if self.compat else 1
+
+    def ns(self, time: pl.Expr) -> pl.Expr:
+        """A time of these rows in whole nanoseconds."""
+        return (time * NS_PER_US).round().cast(pl.Int64) if self.compat else time.cast(pl.Int64)
+
+    def whole_ns(self, time: float) -> int:
+        """The same of one number."""
+        return round(time * self.unit_ns)
+
+    def busy(self, work: pl.DataFrame) -> Intervals:
+        """When at least one of some rows runs, in the unit of the rows."""
+        ts, dur = work["ts"].to_numpy(), work["dur"].to_numpy()
+        return _merged_as_hta(ts, dur) if self.compat else union(ts, dur)
+
+    def by_device(self) -> list[tuple[int, pl.DataFrame]]:
+        """The work of each device, by its number."""
+        numbers: list[int] = self.device["device"].unique().sort().to_list()
+        return [(number, self.device.filter(pl.col("device") == number)) for number in numbers]
+
+
+def exact_rows(trace: Trace) -> Rows:
+    """The work that a trace shows, and all of it."""
+    events = trace.events
+    calls = (
+        trace.of(Kind.LAUNCH)
+        .filter(pl.col("correlation") > 0)
+        .unique("correlation", keep="first", maintain_order=True)
+        .select("row", "ts", "dur", "name", "correlation")
+    )
+    work = trace.device.select(*WORK, "kind", "device").join(
+        calls.select("correlation", call_ts="ts"), on="correlation", how="left", maintain_order="left"
+    )
+    marks = events.filter(pl.col("kind").is_in([Kind.ANNOTATION.value, Kind.DEVICE_ANNOTATION.value]))
+    return Rows(
+        device=with_copies(trace, work.with_columns(occupies=pl.lit(True))),
+        calls=calls,
+        annotations=marks.select("ts", "dur", "name", on_device=pl.col("kind") == Kind.DEVICE_ANNOTATION.value),
+        compat=False,
+        duration_ns=int(events["ts"][-1]) - int(events["ts"][0]) if events.height else 0,
+    )
+
+
+def with_copies(trace: Trace, work: pl.DataFrame) -> pl.DataFrame:
+    """The work, with what the trace says of copies: `num_bytes` and `gb_per_s` (10^9 bytes a second)."""
+    for column, key in (("num_bytes", "bytes"), ("gb_per_s", "memory bandwidth (GB/s)")):
+        said = trace.argument(key).select("row", pl.col("value").cast(pl.Float64).alias(column))
+        work = work.join(said, on="row", how="left", maintain_order="left")
+    return work
+
+
+def _merged_as_hta(ts: np.ndarray, dur: np.ndarray) -> Intervals:
+    """Groups of rows that touch; unlike a union it keeps a lone row of negative length, and subtracts it."""
+    if not len(ts):
+        return Intervals(ts, ts)
+    order = np.argsort(ts, kind="stable")
+    ts, end = ts[order], (ts + dur)[order]
+    reach = np.maximum.accumulate(end)
+    first = np.flatnonzero(np.concatenate([[True], ts[1:] > reach[:-1]]))
+    return Intervals(ts[first], np.maximum.reduceat(end, first))
