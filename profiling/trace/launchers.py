@@ -1,0 +1,84 @@
+"""Which call started a kernel, and which operator made that call.
+
+A kernel carries the correlation id of its call; the operator is the innermost that runs on the thread of the call at
+that time. The `External id` of a kernel names the same operator where the call was not recorded; older writers put
+the correlation id there, which is why it comes second.
+"""
+
+import numpy as np
+import polars as pl
+
+from .kinds import Kind
+from .tables import Trace
+
+
+def launchers(trace: Trace, kernels: pl.DataFrame | None = None) -> pl.DataFrame:
+    """For each event on a device, in order: row, launch (its row), launch_ts, launch_dur, track, operator (its row).
+
+    -1 and nulls where a trace does not say. All kernels of a CUDA graph have the same launch.
+    """
+    kernels = trace.device if kernels is None else kernels
+    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
+    calls = calls.unique("correlation", keep="first", maintain_order=True)
+    calls = calls.select("correlation", launch="row", launch_ts="ts", launch_dur="dur", track="track")
+    found = kernels.select("row", "correlation", "external").join(
+        calls, on="correlation", how="left", maintain_order="left"
+    )
+    operators = trace.of(Kind.OPERATOR)
+    named = operators.filter(pl.col("external") >= 0).unique("external", keep="first", maintain_order=True)
+    named = named.select("external", named=pl.col("row").cast(pl.Int64))
+    found = found.join(named, on="external", how="left", maintain_order="left")
+    around = pl.Series(enclosing(found, operators))
+    says = pl.col("external") != pl.col("correlation")
+    return found.select(
+        "row",
+        pl.col("launch").cast(pl.Int64).fill_null(-1),
+        "launch_ts",
+        "launch_dur",
+        "track",
+        operator=pl.when(around >= 0).then(around).when(says).then("named").otherwise(-1).fill_null(-1),
+    )
+
+
+def enclosing(launches: pl.DataFrame, ranges: pl.DataFrame) -> np.ndarray:
+    """Rows of the innermost ranges (row, ts, dur, track) around calls (launch_ts, track); int64, -1 for none."""
+    rows = np.full(len(launches), -1, dtype=np.int64)
+    tracks = launches["track"]
+    for track in tracks.drop_nulls().unique().to_list():
+        mine = ranges.filter(pl.col("track") == track)
+        if len(mine):
+            which = np.flatnonzero((tracks == track).fill_null(False).to_numpy())
+            at = launches["launch_ts"].gather(which).to_numpy()
+            inner = innermost(mine["ts"].to_numpy(), mine["dur"].to_numpy(), at)
+            rows[which] = np.where(inner >= 0, mine["row"].to_numpy().astype(np.int64)[inner], -1)
+    return rows
+
+
+def innermost(ts: np.ndarray, dur: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The latest started event [ts, ts + dur) that runs at each time, as a position; -1 for none.
+
+    Events are sorted by start, containing ones first, and nest, as those of one thread do.
+    """
+    if not len(ts):
+        return np.full(len(at), -1, dtype=np.int64)
+    end = ts + dur
+    around = parents(end)
+    place = np.searchsorted(ts, at, side="right") - 1
+    while True:
+        ended = (place >= 0) & (end[place] <= at)
+        if not ended.any():
+            return place
+        place[ended] = around[place[ended]]
+
+
+def parents(end: np.ndarray) -> np.ndarray:
+    """For nested events in order of start: the last earlier one that does not end before each; -1 for none.
+
+    Every pointer starts at the predecessor and jumps along the pointers of what it skips, which doubles its reach.
+    """
+    around = np.arange(-1, len(end) - 1)
+    while True:
+        short = np.flatnonzero((around >= 0) & (end[around] < end))
+        if not len(short):
+            return around
+        around[short] = around[around[short]]
