@@ -1,0 +1,58 @@
+"""Ranges that lie inside each other: which one is innermost at a moment."""
+
+from typing import Literal
+
+import numpy as np
+
+NONE = -1
+"""No range is open."""
+
+
+def innermost_at(start: np.ndarray, end: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Index of the range that began last among those open at each moment, or `NONE`; int64.
+
+    `start` increases; of ranges that start together the later in the list is the inner one. A range is open in
+    [start, end). Ranges need not nest. `at` is in any order.
+    """
+    return _owner_at(start, end, at, "last")
+
+
+def outermost_at(start: np.ndarray, end: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The same for the range that began first."""
+    return _owner_at(start, end, at, "first")
+
+
+def _owner_at(start: np.ndarray, end: np.ndarray, at: np.ndarray, which: Literal["first", "last"]) -> np.ndarray:
+    """The highest (or lowest) index among the ranges around each moment.
+
+    [Note: painting] A range covers a run of the sorted moments. A run is two runs of a power of two that overlap; each
+    row of the pyramid below holds, for every run of one such length, the best range that covers it, and hands it down
+    to the two halves. That is N log N whatever overlaps what, without a stack and its loop.
+    """
+    if not len(at) or not len(start):
+        return np.full(len(at), NONE, dtype=np.int64)
+    if (at[1:] < at[:-1]).any():
+        moments, back = np.unique(at, return_inverse=True)
+        return _owner_at(start, end, moments, which)[back]
+    low, high = np.searchsorted(at, start), np.searchsorted(at, end)
+    covers = np.flatnonzero(high > low)
+    if not len(covers):
+        return np.full(len(at), NONE, dtype=np.int64)
+    first_wins = which == "first"
+    if first_wins:
+        covers = covers[::-1]
+    mark = (len(start) - covers if first_wins else covers + 1).astype(np.int32)  # the highest wins, and 0 is nobody
+    low, length = low[covers], (high - low)[covers]
+    row = np.frexp(length.astype(np.float64))[1] - 1
+    best = np.zeros(len(at), dtype=np.int32)
+    for level in range(int(row.max()), -1, -1):
+        here = row == level
+        for place in (low[here], (low + length - (1 << level))[here]):
+            best[place] = np.maximum(best[place], mark[here])  # marks rise, so that of equal places the highest stays
+        if level:
+            half = 1 << (level - 1)
+            lower = best.copy()
+            np.maximum(lower[half:], best[:-half], out=lower[half:])
+            best = lower
+    owner = best.astype(np.int64)
+    return np.where(owner > 0, len(start) - owner, NONE) if first_wins else owner - 1

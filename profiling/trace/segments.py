@@ -1,0 +1,198 @@
+"""The timelines of the devices, cut wherever anything changes, and what each cut is.
+
+A step is the window of its profiler mark on the host. Each instant of it is, on each device, exactly one of
+
+    compute                    a kernel computes and none communicates
+    overlapped communication   a kernel communicates while one computes
+    exposed communication      a kernel communicates and none computes
+    copy                       only copies or fills run
+    idle                       nothing runs
+
+Work belongs to the phase in which the host launched it, idle time to the phase in which the main thread was at that
+instant. Where several pieces of one sort of work run at once, the one that began last stands for them.
+
+A trace without a device is read as if its host were one: its operators are the kernels.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import polars as pl
+
+from ..spans import GLOO_PREFIX, NCCL_PREFIX, Span
+from .intervals import Intervals, join, union, without
+from .kinds import Kind
+from .nesting import NONE, innermost_at
+from .phases import Phases, launched, phase_of_work
+from .tables import Trace
+
+PARTS = ("compute", "exposed_communication", "overlapped_communication", "copy", "idle")
+"""What an instant of a device may be."""
+_COMPUTE, _EXPOSED, _OVERLAPPED, _COPY, _IDLE = range(5)
+HOST = -1
+"""The number of the host where it stands for a device."""
+By = Literal["time", "launch"]
+SEGMENTS = {
+    "step": pl.Int64,
+    "code": pl.Int64,
+    "part": pl.Int64,
+    "ns": pl.Int64,
+    "earlier": pl.Boolean,
+    "unlinked": pl.Boolean,
+    "device": pl.Int64,
+}
+"""Index of the window (-1 for none), code of the phase, index in `PARTS`, length, and whether the work was launched
+before the window or by a call that is not in the trace."""
+_COLLECTIVE = f"^({GLOO_PREFIX}|{NCCL_PREFIX}|mpi:|ucc:)"
+_COLLECTIVE_CALL = "^(c10d::|_c10d_functional|record_param_comms)"
+_LOADER = f"^({Span.DATA_WAIT.value}$|enumerate\\(DataLoader\\))"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """[S] steps in order of time, which do not overlap."""
+
+    step: np.ndarray
+    """Numbers; -1 for the whole of a trace without steps."""
+    start: np.ndarray
+    end: np.ndarray
+    whole: bool = False
+    """Whether the trace has no steps, and the one window is all of it."""
+
+    def at(self, moments: np.ndarray) -> np.ndarray:
+        """Index of the step that each moment lies in; -1 outside of all."""
+        index = np.searchsorted(self.start, moments, side="right") - 1
+        return np.where((index >= 0) & (moments < self.end[index]), index, NONE)
+
+
+def windows(trace: Trace) -> Windows:
+    """The steps of a trace; without any, one window around everything that ran on a device, else on the host."""
+    steps = trace.steps
+    if steps.height:
+        start = steps["ts"].to_numpy()
+        end = start + steps["dur"].to_numpy()
+        end = np.minimum(end, np.append(start[1:], end[-1]))  # marks of two threads or of a merged file may overlap
+        return Windows(steps["step"].to_numpy(), start, end)
+    events = trace.device if trace.device.height else trace.events.filter(pl.col("kind") != Kind.OTHER.value)
+    if not events.height:
+        none = np.zeros(0, dtype=np.int64)
+        return Windows(none, none, none)
+    start, end = events["ts"].to_numpy(), (events["ts"] + events["dur"]).to_numpy()
+    return Windows(np.array([-1]), start.min(keepdims=True), end.max(keepdims=True), whole=True)
+
+
+def segments(trace: Trace, found: Phases, steps: Windows, by: By = "time") -> pl.DataFrame:
+    """The cut timelines, as `SEGMENTS` has them."""
+    if not len(steps.start):
+        return pl.DataFrame(schema=SEGMENTS)
+    if not trace.device.height:
+        return _host_segments(trace, found, steps)
+    by = "time" if steps.whole else by
+    work = launched(trace)
+    work = work.with_columns(
+        code=pl.Series(phase_of_work(work, found)),
+        launch_step=pl.Series(steps.at(work["launch_ts"].fill_null(work["ts"]).to_numpy())),
+        launch_ts=pl.col("launch_ts").fill_null(-1 << 62),
+        linked=pl.col("launch_ts").is_not_null(),
+    )
+    parts = [
+        _device_segments(each, steps, found, by).with_columns(device=pl.lit(device, dtype=pl.Int64))
+        for (device,), each in work.partition_by("device", as_dict=True, maintain_order=True).items()
+    ]
+    return pl.concat(parts)
+
+
+def _device_segments(work: pl.DataFrame, steps: Windows, found: Phases, by: By) -> pl.DataFrame:
+    """The timeline of one device."""
+    sorts = [work.filter(pl.col("kind") == kind.value) for kind in (Kind.COMPUTE, Kind.COMMUNICATION, Kind.MEMORY)]
+    first, last = int(steps.start[0]), int(steps.end.max())
+    if by == "launch":
+        last = int(work.filter(pl.col("launch_step") >= 0)["end"].to_numpy().max(initial=last))
+    main = found.host.get(found.main)
+    marks = [main.start, main.end] if main else []
+    cuts = [work["ts"].to_numpy(), work["end"].to_numpy(), steps.start, steps.end, *marks]
+    cuts = np.unique(np.clip(np.concatenate(cuts), first, last))
+    at, ns = cuts[:-1], np.diff(cuts)
+    owners = [innermost_at(each["ts"].to_numpy(), each["end"].to_numpy(), at) for each in sorts]
+    computes, communicates, copies = (owner != NONE for owner in owners)
+    part = np.select(
+        [computes & communicates, computes, communicates, copies], [_OVERLAPPED, _COMPUTE, _EXPOSED, _COPY], _IDLE
+    )
+    sort = np.array([0, 1, 1, 2, NONE])[part]
+    owned = {
+        "code": found.at(found.main, at),
+        "launch_ts": np.full(len(at), -1, dtype=np.int64),
+        "launch_step": np.full(len(at), NONE, dtype=np.int64),
+        "linked": np.ones(len(at), dtype=bool),
+    }
+    for index, each in enumerate(sorts):
+        mine = sort == index
+        for key, column in owned.items():
+            column[mine] = each[key].to_numpy()[owners[index][mine]]
+    busy = part != _IDLE
+    step = _next_step(owned["launch_step"], busy) if by == "launch" else steps.at(at)
+    earlier = busy & owned["linked"] & (step != NONE) & (owned["launch_ts"] < steps.start[np.maximum(step, 0)])
+    earlier &= not steps.whole
+    data = {"step": step, "code": owned["code"], "part": part, "ns": ns, "earlier": earlier}
+    frame = pl.DataFrame(data | {"unlinked": busy & ~owned["linked"]})
+    return frame if by == "launch" else frame.filter(pl.col("step") != NONE)
+
+
+def _next_step(launch_step: np.ndarray, busy: np.ndarray) -> np.ndarray:
+    """The step that launched what runs, and while nothing runs, what runs next: that is what the device waits for."""
+    places = np.flatnonzero(busy)
+    if not len(places):
+        return launch_step
+    next_busy = places[np.minimum(np.searchsorted(places, np.arange(len(busy))), len(places) - 1)]
+    return launch_step[next_busy]
+
+
+def _host_segments(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
+    """The host's timeline where there is no device: operators compute, collectives communicate, loaders wait."""
+    names = cast(pl.Enum, trace.events["name"].dtype).categories
+    code = pl.col("name").to_physical()
+
+    def named(pattern: str) -> pl.Expr:
+        return code.is_in(pl.Series(np.flatnonzero(names.str.contains(pattern).to_numpy()), dtype=pl.UInt32).implode())
+
+    marks = trace.events.filter(pl.col("kind").is_in([Kind.OPERATOR.value, Kind.ANNOTATION.value]))
+    collectives, calls = marks.filter(named(_COLLECTIVE)), marks.filter(named(_COLLECTIVE_CALL))
+    tracks = _computing_tracks(trace, found)
+    operators = trace.of(Kind.OPERATOR).filter(pl.col("track").is_in(tracks), ~named(_COLLECTIVE))
+    waits = marks.filter(pl.col("track") == found.main, named(_LOADER))
+    not_computing = join(_set(calls.filter(pl.col("track").is_in(tracks))), _set(waits))
+    computes = without(_set(operators), not_computing)
+    communicates = join(_set(collectives), _set(calls))
+    main = found.host.get(found.main)
+    edges = [*computes, *communicates, steps.start, steps.end, *([main.start, main.end] if main else [])]
+    cuts = np.unique(np.clip(np.concatenate(edges), steps.start[0], steps.end.max()))
+    at = cuts[:-1]
+    busy, waiting = _inside(computes, at), _inside(communicates, at)
+    part = np.select([busy & waiting, busy, waiting], [_OVERLAPPED, _COMPUTE, _EXPOSED], _IDLE)
+    data = {"step": steps.at(at), "code": found.at(found.main, at), "part": part, "ns": np.diff(cuts)}
+    frame = pl.DataFrame(data).with_columns(earlier=False, unlinked=False, device=pl.lit(HOST, dtype=pl.Int64))
+    return frame.filter(pl.col("step") != NONE)
+
+
+def _computing_tracks(trace: Trace, found: Phases) -> list[int]:
+    """The main thread and those that run backward passes; a loader's or a writer's thread keeps nobody busy."""
+    operators = trace.of(Kind.OPERATOR)
+    backward = operators.filter(pl.col("name").cast(pl.String).str.starts_with("autograd::engine::"))
+    tracks = set(backward["track"].unique().to_list())
+    if found.main == NONE:
+        longest = operators.group_by("track").agg(pl.col("dur").sum()).sort("dur", "track", descending=[True, False])
+        tracks |= set(longest["track"].head(1).to_list())
+    return sorted(tracks | ({found.main} - {NONE}))
+
+
+def _set(events: pl.DataFrame) -> Intervals:
+    return union(events["ts"].to_numpy(), events["dur"].to_numpy())
+
+
+def _inside(times: Intervals, at: np.ndarray) -> np.ndarray:
+    """Whether each moment is in the set."""
+    if not len(times.start):
+        return np.zeros(len(at), dtype=bool)
+    index = np.searchsorted(times.start, at, side="right") - 1
+    return (index >= 0) & (at < times.end[index])
