@@ -1,0 +1,271 @@
+"""Whose is each nanosecond of a step: a partition of the step's time, so that the parts of two runs can be subtracted.
+
+At each instant of a window (a ProfilerStep; the whole trace, if it has none) a device has exactly one owner:
+
+1. the kernel that computes; of several the one that started first (what started later is hidden behind it);
+2. else the exchange with other ranks, which is then exposed; else the copy or fill;
+3. else nobody, and the time belongs to why the next kernel had not begun. Before its launch was called: `idle`, for the
+   `host` was doing something else, in the phase in which the host was. After that: `launch`, the call and the way to
+   the device. If it had been launched before the device fell idle: `idle`, it was `queued` behind something.
+
+Without a device the host is looked at in the same way: the innermost operator of the thread that takes the steps, else
+one of another thread (the backward pass), else an exchange, else nobody. Kernels belong to the phase in which they were
+launched. What a device still has to do after the last window is in none; so steps should be several.
+"""
+
+import re
+
+import numpy as np
+import polars as pl
+
+from ..spans import GLOO_PREFIX, NCCL_PREFIX, PREFIX, PROFILER_STEP
+from .kinds import Kind
+from .owners import Owners, first_of
+from .tables import Trace
+
+SCHEMA: dict[str, pl.DataType] = {
+    "phase": pl.String(),
+    "part": pl.String(),
+    "name": pl.String(),
+    "operator": pl.String(),
+    "shapes": pl.String(),
+    "count": pl.Int64(),
+    "busy_ns": pl.Int64(),
+    "owned_ns": pl.Int64(),
+    "position": pl.Float64(),
+    "num_windows": pl.Int64(),
+}
+"""`part`: compute, communication, memory, launch, idle. `count` and `busy_ns` are of the events that start in a window,
+with their whole length; `owned_ns` adds up to the length of the windows. `position`: when, as a share of the window."""
+
+_KEYS = ["phase", "part", "name", "operator", "shapes"]
+_ORDER = {Kind.COMPUTE.value: 0, Kind.COMMUNICATION.value: 1, Kind.MEMORY.value: 2}
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+")
+_EXCHANGE = ("c10d::", "record_param_comms", "_c10d_functional", GLOO_PREFIX, NCCL_PREFIX)
+NO_PHASE = "(none)"
+
+
+def attribute(trace: Trace) -> pl.DataFrame:
+    """Time of all windows by phase, part, kernel, launching operator and its shapes (those only with `detail`)."""
+    windows = step_windows(trace)
+    phases = _Phases(trace)
+    device = trace.device.filter(pl.col("dur") > 0)
+    if not device.height:
+        parts = [_host(trace, windows, phases)]
+    else:
+        device = _launched(trace, device, phases)
+        parts = [_device(mine, windows, phases) for _, mine in device.group_by("device", maintain_order=True)]
+    num_windows = windows.height * len(parts)
+    found = pl.concat(parts).group_by(_KEYS, maintain_order=True)
+    table = found.agg(
+        pl.col("count", "busy_ns", "owned_ns").sum(), pl.col("position").mean(), num_windows=pl.lit(num_windows)
+    )
+    return table.select(pl.col(key).cast(dtype) for key, dtype in SCHEMA.items()).sort(_KEYS)
+
+
+def step_windows(trace: Trace) -> pl.DataFrame:
+    """(step, start, end) of what counts as a step, disjoint and in order; step is -1 if the trace has none."""
+    steps = trace.steps.filter(pl.col("dur") > 0)
+    if steps.height:
+        steps = steps.filter(pl.col("track") == pl.col("track").mode().min())
+        end = pl.col("ts") + pl.col("dur")
+        start = pl.max_horizontal("ts", end.cum_max().shift(1))
+        return steps.sort("ts").select("step", start=start, end=end).filter(pl.col("start") < pl.col("end"))
+    known = trace.events.filter(pl.col("kind") != Kind.OTHER.value)
+    events = known if known.height else trace.events
+    span = events.select(step=pl.lit(-1, pl.Int64), start=pl.col("ts").min(), end=(pl.col("ts") + pl.col("dur")).max())
+    return span.filter(pl.col("start") < pl.col("end"))
+
+
+class _Phases:
+    """In which phase the thread that takes the steps is, by its annotations: our innermost span, else the outermost."""
+
+    def __init__(self, trace: Trace) -> None:
+        marks = trace.of(Kind.ANNOTATION).with_columns(pl.col("name").cast(pl.String))
+        steps = trace.steps
+        marks = marks.filter(
+            ~pl.any_horizontal(*(pl.col("name").str.starts_with(p) for p in (PROFILER_STEP, NCCL_PREFIX, GLOO_PREFIX)))
+        )
+        ours = marks.filter(pl.col("name").str.starts_with(PREFIX))
+        marks = (ours if ours.height else marks).filter(pl.col("dur") > 0)
+        self.main = _main_track(steps if steps.height else marks)
+        marks = marks.filter(pl.col("track") == self.main)
+        start, end = marks["ts"].to_numpy(), (marks["ts"] + marks["dur"]).to_numpy()
+        if ours.height:
+            start, end = start[::-1], end[::-1]
+            marks = marks.reverse()
+        self.changes = first_of(start, end)
+        labels = [_NUMBER.sub("#", name.removeprefix(PREFIX)) for name in marks["name"].to_list()]
+        self.names = [NO_PHASE, *dict.fromkeys(labels)]
+        code = {name: place for place, name in enumerate(self.names)}
+        self._code = np.array([code[label] for label in labels] + [0], dtype=np.int64)
+
+    def when(self, times: np.ndarray) -> np.ndarray:
+        """Number of the phase at each of these times."""
+        return self._code[self.changes.when(times)]
+
+
+def _main_track(marks: pl.DataFrame) -> int:
+    """The thread with the most time in these marks; -1 if there are none."""
+    longest = marks.group_by("track").agg(pl.col("dur").sum()).sort("dur", "track", descending=[True, False])
+    return longest["track"][0] if longest.height else -1
+
+
+def _launched(trace: Trace, device: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
+    """Events of a device with what launched them: called (its start; -1 unknown), caller, operator, shapes, phase."""
+    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0).unique("correlation", maintain_order=True)
+    calls = calls.select(
+        "correlation", called=pl.col("ts"), caller=pl.col("name").cast(pl.String), call_track=pl.col("track")
+    )
+    calls = calls.join(device.select(pl.col("correlation").unique()), on="correlation", how="semi")
+    operators = _operators(trace)
+    found = np.full(calls.height, -1, dtype=np.int64)
+    tracks, times = calls["call_track"].to_numpy(), calls["called"].to_numpy()
+    for (track,), mine in operators.with_row_index("place").group_by("track"):
+        here = np.flatnonzero(tracks == track)
+        if len(here):
+            place = mine["place"].cast(pl.Int64).to_numpy()[::-1]
+            inner = first_of(mine["ts"].to_numpy()[::-1], (mine["ts"] + mine["dur"]).to_numpy()[::-1])
+            at = inner.when(times[here])
+            found[here] = np.where(at >= 0, place[at], -1)
+    known = pl.Series("place", found).to_frame().select(pl.col("place").replace(-1, None))["place"]
+    calls = calls.with_columns(
+        operator=operators["name"].cast(pl.String).gather(known), shapes=operators["shapes"].gather(known)
+    )
+    joined = device.join(calls.drop("call_track"), on="correlation", how="left", maintain_order="left")
+    joined = joined.with_columns(pl.col("called").fill_null(-1), pl.col("operator", "shapes", "caller").fill_null(""))
+    told = joined.select(pl.when(pl.col("called") >= 0).then("called").otherwise("ts")).to_series().to_numpy()
+    return joined.with_columns(phase=phases.when(told))
+
+
+def _operators(trace: Trace) -> pl.DataFrame:
+    """Operators on the host, by start, with their shapes as a text."""
+    operators = trace.of(Kind.OPERATOR).filter(pl.col("dur") > 0)
+    shapes = trace.argument("Input Dims").select("row", shapes=pl.col("value").cast(pl.String))
+    operators = operators.join(shapes, on="row", how="left", maintain_order="left")
+    return operators.with_columns(pl.col("shapes").fill_null(""))
+
+
+def _pieces(cuts: list[np.ndarray], windows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and lengths of the pieces that the windows are cut into."""
+    begin, end = windows["start"].to_numpy(), windows["end"].to_numpy()
+    edges = np.unique(np.concatenate([*cuts, begin, end]))
+    start, length = edges[:-1], np.diff(edges)
+    place = np.searchsorted(begin, start, side="right") - 1
+    inside = (place >= 0) & (start < end[np.maximum(place, 0)]) if len(begin) else np.zeros(len(start), dtype=bool)
+    return start[inside], length[inside]
+
+
+def _device(events: pl.DataFrame, windows: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
+    """Rows of one device: its kernels, and its empty times by reason."""
+    start = events["ts"].to_numpy()
+    end = start + events["dur"].to_numpy()
+    called = events["called"].to_numpy()
+    rank = events["kind"].cast(pl.String).replace_strict(_ORDER, return_dtype=pl.Int64).to_numpy()
+    order = np.lexsort((start, rank))
+    owners = first_of(start[order], end[order])
+    ends = owners.at[1:][owners.owner[:-1] < 0]  # of the gaps
+    cuts = [owners.at, called[np.searchsorted(start, np.append(start[:1], ends))], phases.changes.at]
+    at, length = _pieces(cuts, windows)
+    who = owners.when(at)
+    busy = who >= 0
+    owned = np.zeros(len(start), dtype=np.int64)
+    np.add.at(owned, order[who[busy]], length[busy])
+    kernels = _counted(events, owned, windows, phases)
+    return pl.concat([kernels, _empty(events, owners, at[~busy], length[~busy], phases)])
+
+
+def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
+    """Rows of events that run, given how much time each owns."""
+    start = events["ts"].to_numpy()
+    begin, end = windows["start"].to_numpy(), windows["end"].to_numpy()
+    place = np.searchsorted(begin, start, side="right") - 1
+    at = np.maximum(place, 0)
+    counted = (place >= 0) & (start < end[at]) if len(begin) else np.zeros(len(start), dtype=bool)
+    position = np.where(counted, (start - begin[at]) / (end - begin)[at], np.nan) if len(begin) else start * np.nan
+    table = events.select(
+        pl.Series("phase", phases.names, dtype=pl.String).gather(events["phase"]),
+        pl.col("kind").cast(pl.String).alias("part"),
+        pl.col("name").cast(pl.String),
+        "operator",
+        "shapes",
+        count=pl.Series(counted.astype(np.int64)),
+        busy_ns=pl.Series(np.where(counted, events["dur"].to_numpy(), 0)),
+        owned_ns=pl.Series(owned),
+        position=pl.Series(position).fill_nan(None),
+    ).filter((pl.col("count") > 0) | (pl.col("owned_ns") > 0))
+    return table.group_by(_KEYS, maintain_order=True).agg(
+        pl.col("count", "busy_ns", "owned_ns").sum(), pl.col("position").mean()
+    )
+
+
+def _empty(events: pl.DataFrame, owners: Owners, at: np.ndarray, length: np.ndarray, phases: _Phases) -> pl.DataFrame:
+    """Rows of the times in which nothing runs, by what the next kernel waited for."""
+    start, called = events["ts"].to_numpy(), events["called"].to_numpy()
+    following = np.searchsorted(start, at, side="left")
+    none_follows = following == len(start)
+    following = np.minimum(following, len(start) - 1)
+    call = called[following]
+    place = np.searchsorted(owners.at, at, side="right") - 1
+    fell_idle = np.where(place >= 0, owners.at[np.maximum(place, 0)], np.iinfo(np.int64).min)
+    reasons = [none_follows, call < 0, at < call, call < fell_idle]
+    reason = np.select(reasons, [0, 1, 2, 3], 4)
+    own_phase = events["phase"].to_numpy()[following]
+    phase = np.where(reason >= 3, own_phase, phases.when(at))
+    table = pl.DataFrame(
+        {
+            "phase": pl.Series("phase", phases.names, dtype=pl.String).gather(phase),
+            "part": pl.Series("part", ["idle", "launch"]).gather((reason == 4).astype(np.int64)),
+            "name": pl.Series("name", ["nothing follows", "unknown", "host", "queued", None]).gather(reason),
+            "caller": events["caller"].gather(following),
+            "owned_ns": length,
+        }
+    ).with_columns(pl.coalesce("name", "caller").alias("name"))
+    return _in_full(table)
+
+
+def _in_full(table: pl.DataFrame) -> pl.DataFrame:
+    """Rows of empty times, summed, with the columns of kernels."""
+    summed = table.group_by("phase", "part", "name", maintain_order=True).agg(pl.col("owned_ns").sum())
+    return summed.select(
+        "phase",
+        "part",
+        "name",
+        operator=pl.lit(""),
+        shapes=pl.lit(""),
+        count=pl.lit(0, pl.Int64),
+        busy_ns=pl.lit(0, pl.Int64),
+        owned_ns=pl.col("owned_ns"),
+        position=pl.lit(None, pl.Float64),
+    )
+
+
+def _host(trace: Trace, windows: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
+    """Rows of a trace without a device: operators by their own time, and the times in which none runs."""
+    name = pl.col("name").cast(pl.String)
+    exchange = pl.any_horizontal(*(name.str.starts_with(prefix) for prefix in _EXCHANGE))
+    marks = trace.of(Kind.ANNOTATION).filter(exchange & (pl.col("dur") > 0)).with_columns(shapes=pl.lit(""))
+    events = pl.concat([_operators(trace), marks]).sort("row").with_columns(name)
+    main = phases.main if phases.main >= 0 else _main_track(events)
+    events = events.with_columns(
+        pl.when(exchange).then(pl.lit(Kind.COMMUNICATION.value)).otherwise(pl.lit(Kind.COMPUTE.value)).alias("kind"),
+        phase=phases.when(events["ts"].to_numpy()),
+        operator=pl.lit(""),
+    )
+    start = events["ts"].to_numpy()
+    end = start + events["dur"].to_numpy()
+    rank = np.where((events["kind"] == Kind.COMMUNICATION.value).to_numpy(), 2, (events["track"] != main).to_numpy())
+    order = np.lexsort((-np.arange(len(start)), rank))  # the innermost is the last to start
+    owners = first_of(start[order], end[order])
+    at, length = _pieces([owners.at, phases.changes.at], windows)
+    who = owners.when(at)
+    busy = who >= 0
+    owned = np.zeros(len(start), dtype=np.int64)
+    np.add.at(owned, order[who[busy]], length[busy])
+    rest = pl.DataFrame(
+        {
+            "phase": pl.Series("phase", phases.names, dtype=pl.String).gather(phases.when(at[~busy])),
+            "owned_ns": length[~busy],
+        }
+    ).with_columns(part=pl.lit("idle"), name=pl.lit("no operator"))
+    return pl.concat([_counted(events, owned, windows, phases), _in_full(rest)])
