@@ -18,9 +18,11 @@ import re
 import numpy as np
 import polars as pl
 
-from ..spans import GLOO_PREFIX, NCCL_PREFIX, PREFIX, PROFILER_STEP
+from ..spans import GLOO_PREFIX, NCCL_PREFIX, PREFIX
 from .kinds import Kind
+from .launchers import launchers
 from .owners import Owners, first_of
+from .phases import phase_of_work, phases
 from .tables import Trace
 
 SCHEMA: dict[str, pl.DataType] = {
@@ -42,22 +44,22 @@ _KEYS = ["phase", "part", "name", "operator", "shapes"]
 _ORDER = {Kind.COMPUTE.value: 0, Kind.COMMUNICATION.value: 1, Kind.MEMORY.value: 2}
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+")
 _EXCHANGE = ("c10d::", "record_param_comms", "_c10d_functional", GLOO_PREFIX, NCCL_PREFIX)
-NO_PHASE = "(none)"
 
 
 def attribute(trace: Trace) -> pl.DataFrame:
     """Time of all windows by phase, part, kernel, launching operator and its shapes (those only with `detail`)."""
     windows = step_windows(trace)
-    phases = _Phases(trace)
+    found = _Phases(trace)
     device = trace.device.filter(pl.col("dur") > 0)
     if not device.height:
-        parts = [_host(trace, windows, phases)]
+        parts = [_host(trace, windows, found)]
     else:
-        device = _launched(trace, device, phases)
-        parts = [_device(mine, windows, phases) for _, mine in device.group_by("device", maintain_order=True)]
+        device = _launched(trace, device, found)
+        parts = [_device(mine, windows, found) for _, mine in device.group_by("device", maintain_order=True)]
     num_windows = windows.height * len(parts)
-    found = pl.concat(parts).group_by(_KEYS, maintain_order=True)
-    table = found.agg(
+    every = pl.concat(parts)
+    every = every.with_columns(found.label(every["phase"]))
+    table = every.group_by(_KEYS, maintain_order=True).agg(
         pl.col("count", "busy_ns", "owned_ns").sum(), pl.col("position").mean(), num_windows=pl.lit(num_windows)
     )
     return table.select(pl.col(key).cast(dtype) for key, dtype in SCHEMA.items()).sort(_KEYS)
@@ -78,64 +80,52 @@ def step_windows(trace: Trace) -> pl.DataFrame:
 
 
 class _Phases:
-    """In which phase the thread that takes the steps is, by its annotations: our innermost span, else the outermost."""
+    """In which phase the thread that takes the steps is."""
 
     def __init__(self, trace: Trace) -> None:
-        marks = trace.of(Kind.ANNOTATION).with_columns(pl.col("name").cast(pl.String))
-        steps = trace.steps
-        marks = marks.filter(
-            ~pl.any_horizontal(*(pl.col("name").str.starts_with(p) for p in (PROFILER_STEP, NCCL_PREFIX, GLOO_PREFIX)))
-        )
-        ours = marks.filter(pl.col("name").str.starts_with(PREFIX))
-        marks = (ours if ours.height else marks).filter(pl.col("dur") > 0)
-        self.main = _main_track(steps if steps.height else marks)
-        marks = marks.filter(pl.col("track") == self.main)
-        start, end = marks["ts"].to_numpy(), (marks["ts"] + marks["dur"]).to_numpy()
-        if ours.height:
-            start, end = start[::-1], end[::-1]
-            marks = marks.reverse()
-        self.changes = first_of(start, end)
-        labels = [_NUMBER.sub("#", name.removeprefix(PREFIX)) for name in marks["name"].to_list()]
-        self.names = [NO_PHASE, *dict.fromkeys(labels)]
-        code = {name: place for place, name in enumerate(self.names)}
-        self._code = np.array([code[label] for label in labels] + [0], dtype=np.int64)
+        self.found = phases(trace)
+        marks = self.found.host.get(self.found.main)
+        self.changes = np.concatenate([marks.start, marks.end]) if marks else np.zeros(0, dtype=np.int64)
 
     def when(self, times: np.ndarray) -> np.ndarray:
-        """Number of the phase at each of these times."""
-        return self._code[self.changes.when(times)]
+        """Code of the phase at each of these times."""
+        return self.found.at(self.found.main, times)
+
+    def label(self, codes: pl.Series) -> pl.Series:
+        """Names of phases: `forward`, `forward / FSDP::all_gather (layers.#)`."""
+        known = codes.unique()
+        names = [
+            _NUMBER.sub("#", phase if within == phase else f"{within} / {phase}").replace(PREFIX, "")
+            for within, phase in zip(*self.found.named(known), strict=True)
+        ]
+        return codes.replace_strict(known, pl.Series(names, dtype=pl.String), return_dtype=pl.String)
+
+
+def _launched(trace: Trace, device: pl.DataFrame, found: _Phases) -> pl.DataFrame:
+    """Events of a device with what launched them: called (its start; -1 unknown), caller, operator, shapes, phase."""
+    calls = launchers(trace, device)
+    names = trace.events["name"].cast(pl.String)
+    shapes = trace.argument("Input Dims").select(pl.col("row").cast(pl.Int64), shapes=pl.col("value").cast(pl.String))
+    calls = calls.join(shapes, left_on="operator", right_on="row", how="left", maintain_order="left")
+    known = [pl.when(pl.col(column) >= 0).then(column).alias(column) for column in ("launch", "operator")]
+    launch, operator = calls.select(known)
+    work = device.with_columns(
+        calls["launch_ts"], calls["track"].alias("launch_track"), (pl.col("ts") + pl.col("dur")).alias("end")
+    )
+    return work.with_columns(
+        pl.col("device").clip(0),
+        called=pl.col("launch_ts").fill_null(-1),
+        caller=names.gather(launch).fill_null(""),
+        operator=names.gather(operator).fill_null(""),
+        shapes=calls["shapes"].fill_null(""),
+        phase=pl.Series(phase_of_work(work, found.found)),
+    )
 
 
 def _main_track(marks: pl.DataFrame) -> int:
-    """The thread with the most time in these marks; -1 if there are none."""
+    """The thread with the most time in these; -1 if there are none."""
     longest = marks.group_by("track").agg(pl.col("dur").sum()).sort("dur", "track", descending=[True, False])
     return longest["track"][0] if longest.height else -1
-
-
-def _launched(trace: Trace, device: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
-    """Events of a device with what launched them: called (its start; -1 unknown), caller, operator, shapes, phase."""
-    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0).unique("correlation", maintain_order=True)
-    calls = calls.select(
-        "correlation", called=pl.col("ts"), caller=pl.col("name").cast(pl.String), call_track=pl.col("track")
-    )
-    calls = calls.join(device.select(pl.col("correlation").unique()), on="correlation", how="semi")
-    operators = _operators(trace)
-    found = np.full(calls.height, -1, dtype=np.int64)
-    tracks, times = calls["call_track"].to_numpy(), calls["called"].to_numpy()
-    for (track,), mine in operators.with_row_index("place").group_by("track"):
-        here = np.flatnonzero(tracks == track)
-        if len(here):
-            place = mine["place"].cast(pl.Int64).to_numpy()[::-1]
-            inner = first_of(mine["ts"].to_numpy()[::-1], (mine["ts"] + mine["dur"]).to_numpy()[::-1])
-            at = inner.when(times[here])
-            found[here] = np.where(at >= 0, place[at], -1)
-    known = pl.Series("place", found).to_frame().select(pl.col("place").replace(-1, None))["place"]
-    calls = calls.with_columns(
-        operator=operators["name"].cast(pl.String).gather(known), shapes=operators["shapes"].gather(known)
-    )
-    joined = device.join(calls.drop("call_track"), on="correlation", how="left", maintain_order="left")
-    joined = joined.with_columns(pl.col("called").fill_null(-1), pl.col("operator", "shapes", "caller").fill_null(""))
-    told = joined.select(pl.when(pl.col("called") >= 0).then("called").otherwise("ts")).to_series().to_numpy()
-    return joined.with_columns(phase=phases.when(told))
 
 
 def _operators(trace: Trace) -> pl.DataFrame:
@@ -156,7 +146,7 @@ def _pieces(cuts: list[np.ndarray], windows: pl.DataFrame) -> tuple[np.ndarray, 
     return start[inside], length[inside]
 
 
-def _device(events: pl.DataFrame, windows: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
+def _device(events: pl.DataFrame, windows: pl.DataFrame, found: _Phases) -> pl.DataFrame:
     """Rows of one device: its kernels, and its empty times by reason."""
     start = events["ts"].to_numpy()
     end = start + events["dur"].to_numpy()
@@ -165,17 +155,17 @@ def _device(events: pl.DataFrame, windows: pl.DataFrame, phases: _Phases) -> pl.
     order = np.lexsort((start, rank))
     owners = first_of(start[order], end[order])
     ends = owners.at[1:][owners.owner[:-1] < 0]  # of the gaps
-    cuts = [owners.at, called[np.searchsorted(start, np.append(start[:1], ends))], phases.changes.at]
+    cuts = [owners.at, called[np.searchsorted(start, np.append(start[:1], ends))], found.changes]
     at, length = _pieces(cuts, windows)
     who = owners.when(at)
     busy = who >= 0
     owned = np.zeros(len(start), dtype=np.int64)
     np.add.at(owned, order[who[busy]], length[busy])
-    kernels = _counted(events, owned, windows, phases)
-    return pl.concat([kernels, _empty(events, owners, at[~busy], length[~busy], phases)])
+    kernels = _counted(events, owned, windows, found)
+    return pl.concat([kernels, _empty(events, owners, at[~busy], length[~busy], found)])
 
 
-def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
+def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame, found: _Phases) -> pl.DataFrame:
     """Rows of events that run, given how much time each owns."""
     start = events["ts"].to_numpy()
     begin, end = windows["start"].to_numpy(), windows["end"].to_numpy()
@@ -184,7 +174,7 @@ def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame, pha
     counted = (place >= 0) & (start < end[at]) if len(begin) else np.zeros(len(start), dtype=bool)
     position = np.where(counted, (start - begin[at]) / (end - begin)[at], np.nan) if len(begin) else start * np.nan
     table = events.select(
-        pl.Series("phase", phases.names, dtype=pl.String).gather(events["phase"]),
+        "phase",
         pl.col("kind").cast(pl.String).alias("part"),
         pl.col("name").cast(pl.String),
         "operator",
@@ -199,7 +189,7 @@ def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame, pha
     )
 
 
-def _empty(events: pl.DataFrame, owners: Owners, at: np.ndarray, length: np.ndarray, phases: _Phases) -> pl.DataFrame:
+def _empty(events: pl.DataFrame, owners: Owners, at: np.ndarray, length: np.ndarray, found: _Phases) -> pl.DataFrame:
     """Rows of the times in which nothing runs, by what the next kernel waited for."""
     start, called = events["ts"].to_numpy(), events["called"].to_numpy()
     following = np.searchsorted(start, at, side="left")
@@ -211,10 +201,10 @@ def _empty(events: pl.DataFrame, owners: Owners, at: np.ndarray, length: np.ndar
     reasons = [none_follows, call < 0, at < call, call < fell_idle]
     reason = np.select(reasons, [0, 1, 2, 3], 4)
     own_phase = events["phase"].to_numpy()[following]
-    phase = np.where(reason >= 3, own_phase, phases.when(at))
+    phase = np.where(reason >= 3, own_phase, found.when(at))
     table = pl.DataFrame(
         {
-            "phase": pl.Series("phase", phases.names, dtype=pl.String).gather(phase),
+            "phase": pl.Series(phase),
             "part": pl.Series("part", ["idle", "launch"]).gather((reason == 4).astype(np.int64)),
             "name": pl.Series("name", ["nothing follows", "unknown", "host", "queued", None]).gather(reason),
             "caller": events["caller"].gather(following),
@@ -240,16 +230,16 @@ def _in_full(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _host(trace: Trace, windows: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
+def _host(trace: Trace, windows: pl.DataFrame, found: _Phases) -> pl.DataFrame:
     """Rows of a trace without a device: operators by their own time, and the times in which none runs."""
     name = pl.col("name").cast(pl.String)
     exchange = pl.any_horizontal(*(name.str.starts_with(prefix) for prefix in _EXCHANGE))
     marks = trace.of(Kind.ANNOTATION).filter(exchange & (pl.col("dur") > 0)).with_columns(shapes=pl.lit(""))
     events = pl.concat([_operators(trace), marks]).sort("row").with_columns(name)
-    main = phases.main if phases.main >= 0 else _main_track(events)
+    main = found.found.main if found.found.main >= 0 else _main_track(events)
     events = events.with_columns(
         pl.when(exchange).then(pl.lit(Kind.COMMUNICATION.value)).otherwise(pl.lit(Kind.COMPUTE.value)).alias("kind"),
-        phase=phases.when(events["ts"].to_numpy()),
+        phase=found.when(events["ts"].to_numpy()),
         operator=pl.lit(""),
     )
     start = events["ts"].to_numpy()
@@ -257,15 +247,15 @@ def _host(trace: Trace, windows: pl.DataFrame, phases: _Phases) -> pl.DataFrame:
     rank = np.where((events["kind"] == Kind.COMMUNICATION.value).to_numpy(), 2, (events["track"] != main).to_numpy())
     order = np.lexsort((-np.arange(len(start)), rank))  # the innermost is the last to start
     owners = first_of(start[order], end[order])
-    at, length = _pieces([owners.at, phases.changes.at], windows)
+    at, length = _pieces([owners.at, found.changes], windows)
     who = owners.when(at)
     busy = who >= 0
     owned = np.zeros(len(start), dtype=np.int64)
     np.add.at(owned, order[who[busy]], length[busy])
     rest = pl.DataFrame(
         {
-            "phase": pl.Series("phase", phases.names, dtype=pl.String).gather(phases.when(at[~busy])),
+            "phase": found.when(at[~busy]),
             "owned_ns": length[~busy],
         }
     ).with_columns(part=pl.lit("idle"), name=pl.lit("no operator"))
-    return pl.concat([_counted(events, owned, windows, phases), _in_full(rest)])
+    return pl.concat([_counted(events, owned, windows, found), _in_full(rest)])

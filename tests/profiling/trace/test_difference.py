@@ -72,7 +72,7 @@ def test_empty_time_is_the_hosts_until_the_launch_is_called_and_the_launchs_from
         ("forward", "compute", "relu"): 70,
         ("forward", "compute", "softmax"): 50,
         ("forward", "idle", "nothing follows"): 200,
-        ("(none)", "idle", "nothing follows"): 100,
+        ("other", "idle", "nothing follows"): 100,
     }
     operators = dict(table.filter(pl.col("part") == "compute").select("name", "operator").rows())
     assert operators == {"gemm": "aten::mm", "relu": "aten::mm", "softmax": ""}
@@ -113,7 +113,7 @@ def test_a_host_without_a_device_owns_its_time_by_the_innermost_operator(tmp_pat
         )
     )
     assert owned(table, "phase", "part", "name") == {
-        ("(none)", "idle", "no operator"): 20,
+        ("other", "idle", "no operator"): 20,
         ("backward", "compute", "aten::linear"): 10,
         ("backward", "compute", "aten::addmm"): 20,
         ("backward", "compute", "AddmmBackward0"): 10,
