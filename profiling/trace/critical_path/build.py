@@ -7,7 +7,7 @@ import polars as pl
 
 from ..kinds import Kind
 from ..tables import Trace
-from . import device, host, sync
+from . import backend, device, host, sync
 from .collectives import identities
 from .graph import CATEGORIES, Category, Graph, Points, join, join_edges, settle, words
 
@@ -29,12 +29,16 @@ def dependencies(trace: Trace, *, step: int | None = None) -> Graph:
     handed, waits = host.handoffs(threads, backward)
     base = len(threads.points.time)
     returned, returns = sync.returns(trace, tasks, threads, base)
+    ranges = backend.ranges(trace, window)
+    behind = base + 2 * len(tasks.start)
+    exchanged, exchanges = backend.dependencies(trace, ranges, threads, behind)
     began, ended = (threads.at(tasks.call, points) for points in (threads.start, threads.end))
     recorded = sync.recorded_waits(trace, tasks, base)
     inferred = () if trace.of(Kind.SYNC).height else (device.waits_for_other_streams(tasks, base),)
     found = join_edges(
         handed,
         returned,
+        exchanged,
         device.launches(tasks, began, ended, base),
         device.order_on_streams(tasks, base),
         recorded,
@@ -43,7 +47,10 @@ def dependencies(trace: Trace, *, step: int | None = None) -> Graph:
     least = threads.points.least
     least[waits] = 0
     least[returns] = 0
-    points = join(beginning(window[0], trace.rank), threads.points, device.chains(trace, tasks))
+    least[exchanges] = 0
+    points = join(
+        beginning(window[0], trace.rank), threads.points, device.chains(trace, tasks), backend.chains(trace, ranges)
+    )
     used, label = np.unique(points.label, return_inverse=True)
     said = words(trace.events["name"])
     names = [host.NOTHING if code < 0 else said[code] for code in used.tolist()]
@@ -53,7 +60,7 @@ def dependencies(trace: Trace, *, step: int | None = None) -> Graph:
         points,
         found,
         names=tuple(names),
-        collectives=identities(trace, tasks, base + 1),
+        collectives=identities(trace, tasks, base + 1) | backend.identities(trace, ranges, behind + 1),
         host_ns=window[1] - window[0],
         num_steps=num_steps,
     )

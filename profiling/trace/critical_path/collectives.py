@@ -13,6 +13,12 @@ _TYPES = re.compile(r"all_?reduce|reduce_?scatter|all_?gather|all_?to_?all|broad
 _KEYS = ("Process Group Name", "Process Group Ranks", "Collective name", "Seq")
 
 
+def kind_of_collective(name: str) -> str:
+    """Its type in one word, however it is spelled; empty if the name says none."""
+    match = _TYPES.search(name)
+    return match[0].lower().replace("_", "") if match else ""
+
+
 def identities(trace: Trace, tasks: Tasks, base: int) -> dict[int, tuple[str, ...]]:
     """By the kernel's first point: process group, its ranks, type, sequence number, and how many such came before.
 
@@ -27,10 +33,9 @@ def identities(trace: Trace, tasks: Tasks, base: int) -> dict[int, tuple[str, ..
     found: dict[int, tuple[str, ...]] = {}
     counts: dict[tuple[str, ...], int] = {}
     for place, (name, group, ranks, kind, sequence) in zip(which.tolist(), frame.drop("row").rows(), strict=True):
-        match = _TYPES.search(kind or "") or _TYPES.search(name)
-        if match is None:
+        word = kind_of_collective(kind or "") or kind_of_collective(name)
+        if not word:
             continue
-        word = match[0].lower().replace("_", "")
         identity = (group or "", "".join((ranks or "").split()), word, sequence or "")
         counts[identity] = counts.get(identity, -1) + 1
         found[base + 2 * place] = (*identity, str(counts[identity]))

@@ -73,18 +73,20 @@ def threads(trace: Trace, *, main: int, others: list[int], window: tuple[int, in
     kept = _of(trace.events, HOST_KINDS).filter(
         pl.col("track").is_in([main, *others]) & (pl.col("ts") < end) & (pl.col("ts") + pl.col("dur") >= begin)
     )
-    # Ranges of a backend begin on the thread that asks and end when the work does: they nest in nothing.
-    names = enumerate(words(trace.events["name"]))
-    loose = [code for code, name in names if name.startswith((GLOO_PREFIX, NCCL_PREFIX))]
-    kept = kept.filter(~(pl.col("name").to_physical().is_in(loose) & (pl.col("kind") == Kind.ANNOTATION.value)))
     ts = kept["ts"].to_numpy()
     stop = np.minimum(ts + kept["dur"].to_numpy(), end)
+    # Ranges of a backend begin on the thread that asks and end when the work does: they nest in nothing.
+    said = enumerate(words(trace.events["name"]))
+    loose = [code for code, name in said if name.startswith((GLOO_PREFIX, NCCL_PREFIX))]
+    spans = np.isin(kept["name"].to_physical().to_numpy(), loose) & (kept["kind"] == Kind.ANNOTATION.value).to_numpy()
+    stop = np.where(spans, np.minimum(ts, end), stop)
+    kept, ts, stop = kept.filter(pl.Series(stop >= begin)), ts[stop >= begin], stop[stop >= begin]
     ts = np.maximum(ts, begin)
     order, depth, inner = _nested(ts, stop, kept["track"].to_numpy())
     n = len(ts)
     event = order // 2
     time = np.where(order % 2 == 0, ts[event], stop[event])
-    before = np.concatenate([[-1], inner[:-1]]).astype(np.int64)
+    before = np.concatenate([[-1], inner])[: 2 * n].astype(np.int64)
     track = kept["track"].to_numpy().astype(np.int32)[event]
     first = np.concatenate([[True], track[1:] != track[:-1]]) if n else np.zeros(0, dtype=bool)
     kinds = [CATEGORIES.index(_OF_KIND.get(Kind(word), Category.PYTHON)) for word in words(kept["kind"])]
@@ -107,7 +109,7 @@ def threads(trace: Trace, *, main: int, others: list[int], window: tuple[int, in
         rank=np.full(2 * n, -1 if trace.rank is None else trace.rank, dtype=np.int32),
         ends=(track == main) & np.concatenate([first[1:], np.ones(min(n, 1), dtype=bool)]),
     )
-    outside = np.concatenate([[0], depth[:-1]])[: 2 * n]
+    outside = np.concatenate([[0], depth])[: 2 * n]
     return Threads(points=points, row=row, start=at[0::2], end=at[1::2], depth=outside, main=main)
 
 
@@ -120,8 +122,9 @@ def _nested(ts: np.ndarray, stop: np.ndarray, track: np.ndarray) -> tuple[np.nda
     border = np.arange(2 * n)
     event, closes = border // 2, border % 2 == 1
     time = np.where(closes, stop[event], ts[event])
+    # At one time: what ends, the innermost first; then what begins, the outermost first, and what has no length.
     late = ~(closes & (stop > ts)[event])
-    order = np.lexsort((late, time, track[event]))
+    order = np.lexsort((np.where(late, border, -border), late, time, track[event]))
     depth = np.cumsum(np.where(closes[order], -1, 1))
     by_depth = np.argsort(depth, kind="stable")
     opens = ~closes[order][by_depth]

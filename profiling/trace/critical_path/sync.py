@@ -15,6 +15,7 @@ BLOCKING = re.compile(
     r"^(cuda|hip|cu)(Stream|Device|Event|Ctx)Synchronize|^(cuda|hip|cu)Memcpy(?!.*Async)|^hipMemcpyWithStream|^cudaFree$"
 )
 _ASYNC_COPY = re.compile(r"^(cuda|hip|cu)Memcpy.*Async")
+_EVERYWHERE = re.compile(r"(Device|Ctx)Synchronize")
 _TRIES = 64
 
 
@@ -22,7 +23,8 @@ def returns(trace: Trace, found: Tasks, threads: Threads, base: int) -> tuple[Ed
     """Edges from tasks to the ends of the calls that waited for them, and those ends where there was a wait.
 
     A call waited for the task that ended last before it returned, of those launched before it began; of the stream
-    that the trace names, if it names one. A copy that ended before its call returned was waited for by the call.
+    that the trace names, if it names one, and on every stream if the whole device was waited for. A copy that ended
+    before its call returned was waited for by the call.
     """
     calls = trace.of(Kind.LAUNCH)
     names = words(calls["name"])
@@ -33,15 +35,30 @@ def returns(trace: Trace, found: Tasks, threads: Threads, base: int) -> tuple[Ed
     inside = np.flatnonzero(end_point >= 0)
     calls, end_point, start_point = calls[inside], end_point[inside], start_point[inside]
     began, ended = threads.points.time[start_point], threads.points.time[end_point]
-    task = _awaited(found, began, ended, _stream_of(trace, calls))
+    which, task = _awaited_by(trace, found, calls, began, ended)
     own = np.flatnonzero(_copies_in_calls(found, names))
     own_end = threads.at(found.call[own], threads.end)
     own = own[own_end >= 0]
     own_end = own_end[own_end >= 0]
-    source = np.concatenate([task[task >= 0], own])
-    target = np.concatenate([end_point[task >= 0], own_end])
+    source = np.concatenate([task, own])
+    target = np.concatenate([end_point[which], own_end])
     waited = found.end[source] > threads.points.time[target - 1] if len(source) else np.zeros(0, dtype=bool)
     return edges(base + 2 * source + 1, target, Relation.SYNC), target[waited]
+
+
+def _awaited_by(
+    trace: Trace, found: Tasks, calls: pl.DataFrame, began: np.ndarray, ended: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a call and a task that it waited for: one, or one of each stream if it waits for the whole device."""
+    said = _stream_of(trace, calls)
+    says = np.array([bool(_EVERYWHERE.search(name)) for name in words(calls["name"])], dtype=bool)
+    everywhere = says[calls["name"].to_physical().to_numpy()]
+    one = _awaited(found, began, ended, found.frame["stream"].to_numpy(), np.where(everywhere, -2, said))
+    pairs = [(np.flatnonzero(one >= 0), one[one >= 0])]
+    for track in np.unique(found.track).tolist() if everywhere.any() else []:
+        each = _awaited(found, began, ended, found.track, np.where(everywhere, track, -2))
+        pairs.append((np.flatnonzero(each >= 0), each[each >= 0]))
+    return np.concatenate([which for which, _ in pairs]), np.concatenate([task for _, task in pairs])
 
 
 def _copies_in_calls(found: Tasks, names: list[str]) -> np.ndarray:
@@ -50,20 +67,21 @@ def _copies_in_calls(found: Tasks, names: list[str]) -> np.ndarray:
     return copies & (found.call >= 0) & (found.end <= found.returned) & (found.start >= found.called)
 
 
-def _awaited(found: Tasks, began: np.ndarray, ended: np.ndarray, stream: np.ndarray) -> np.ndarray:
-    """The task that ended last by a time, launched before another, on a stream (-1: on any); -1 if there is none."""
+def _awaited(found: Tasks, began: np.ndarray, ended: np.ndarray, stream: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The task that ended last by a time, launched before another, on a stream (-1: any, -2: none); -1 for none."""
     result = np.full(len(began), -1)
-    streams = found.frame["stream"].to_numpy()
-    for wanted in np.unique(stream).tolist():
-        mine = np.flatnonzero(stream == wanted)
-        of = np.arange(len(streams)) if wanted < 0 else np.flatnonzero(streams == wanted)
+    for each in np.unique(wanted[wanted > -2]).tolist():
+        mine = np.flatnonzero(wanted == each)
+        of = np.arange(len(stream)) if each < 0 else np.flatnonzero(stream == each)
+        if not len(of):
+            continue
         order = of[np.argsort(found.end[of], kind="stable")]
         at = np.searchsorted(found.end[order], ended[mine], side="right") - 1
         for _ in range(_TRIES):
             fits = (at >= 0) & (result[mine] < 0)
             if not fits.any():
                 break
-            which = order[np.maximum(at, 0)] if len(order) else at
+            which = order[np.maximum(at, 0)]
             fits &= found.called[which] < began[mine]
             result[mine[fits]] = which[fits]
             at -= 1
