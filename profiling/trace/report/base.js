@@ -32,15 +32,14 @@ class Frame {
   }
 }
 
-/** The parts of a step, in the order in which they are stacked; the second is taken out of the compute time. */
+/** The parts of a step, which add up to it, in the order in which they are stacked. */
 const PARTS = [
   { key: "compute_ns", label: "compute", colour: "compute" },
+  { key: "overlapped_communication_ns", label: "compute over communication", colour: "overlapped" },
   { key: "exposed_communication_ns", label: "exposed communication", colour: "exposed" },
-  { key: "memory_ns", label: "copies", colour: "memory" },
+  { key: "copy_ns", label: "copies", colour: "memory" },
   { key: "idle_ns", label: "idle", colour: "idle" },
 ];
-const OVERLAPPED = { key: "overlapped_communication_ns", label: "compute over communication", colour: "overlapped" };
-const STACK = [PARTS[0], OVERLAPPED, ...PARTS.slice(1)];
 const COLOUR_OF_KIND = {
   compute: "compute", communication: "exposed", memory: "memory", sync: "sync", launch: "launch", operator: "operator",
   annotation: "annotation", "device annotation": "annotation", python: "python", critical: "critical",
@@ -110,11 +109,11 @@ const shortened = new Map();
 function short(name) {
   let made = shortened.get(name);
   if (made === undefined) {
-    made = name.replace(/^void /, "");
+    made = name.replace(/^void /, "").replaceAll("(anonymous namespace)::", "");
     const cut = made.search(/[<(]/);
     const isCode = made.includes("::") && !made.startsWith(prefixes.span);
     if (isCode && cut > 0) made = made.slice(0, cut);
-    if (isCode) made = made.replace(/^(at::native::|at::|c10::|\(anonymous namespace\)::)+/, "");
+    if (isCode) made = made.replace(/^(at::native::|at::|c10::)+/, "");
     else if (made.startsWith(prefixes.span)) made = made.slice(prefixes.span.length);
     if (isCode && /^(vectorized|unrolled)?_?elementwise_kernel/.test(made)) {
       const functor = name.match(/(\w*[Ff]unctor\w*|\w+_kernel_cuda|\w+_kernel_impl)/);

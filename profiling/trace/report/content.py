@@ -6,9 +6,12 @@ from typing import Any
 
 import polars as pl
 
+PARTS = ("compute_ns", "overlapped_communication_ns", "exposed_communication_ns", "copy_ns", "idle_ns")
+"""What a step is made of, as `steps` defines it: the five add up to the window."""
 FRAMES: Mapping[str, tuple[str, ...]] = {
-    "steps": ("rank", "step", "window_ns", "compute_ns", "exposed_communication_ns", "memory_ns", "idle_ns"),
-    "phases": ("rank", "step", "phase", "timeline", "window_ns"),
+    "steps": ("rank", "step", "device", "window_ns", *PARTS),
+    "phases": ("rank", "step", "device", "phase", *PARTS),
+    "host_phases": ("rank", "step", "phase", "own_ns", "operator_ns"),
     "timeline": ("rank", "track", "start_ns", "dur_ns", "name", "kind"),
     "critical": ("start_ns", "dur_ns", "name"),
     "kernels": ("name", "total_ns"),
@@ -20,6 +23,7 @@ FRAMES: Mapping[str, tuple[str, ...]] = {
 WHY_MISSING: Mapping[str, str] = {
     "steps": "The trace has no profiler steps: call profiler.step() in the loop, or let `stepladder run` do it.",
     "phases": "Nothing in the step is marked: no span of stepladder and no annotation of the program.",
+    "host_phases": "Nothing in the step is marked on the host.",
     "timeline": "No events were chosen for a timeline.",
     "critical": "The critical path was not asked for.",
     "kernels": "The trace has no kernels: it was recorded without a device.",
@@ -38,18 +42,20 @@ class Content:
     notes: Sequence[str] = ()
     """What was wrong with the files, and what was left out, a sentence each."""
     steps: pl.DataFrame | None = None
-    """(rank, step, device, window_ns, compute_ns, exposed_communication_ns, overlapped_communication_ns, memory_ns,
-    idle_ns): a row for each step of a device; overlapped time is part of the compute time."""
+    """A row for each step of a device: rank, step (-1: a whole trace), device (-1: the host), window_ns, and `PARTS`;
+    computing over communication is not in compute_ns."""
     phases: pl.DataFrame | None = None
-    """The same with phase, and timeline: "device" or "host"."""
+    """The same with phase, and within."""
+    host_phases: pl.DataFrame | None = None
+    """(rank, step, within, phase, own_ns, operator_ns, runtime_ns) of the main thread."""
     timeline: pl.DataFrame | None = None
     """Events of a few ranks, as `timeline_of` makes them; clocks of the ranks already put right."""
     critical: pl.DataFrame | None = None
-    """Segments of the critical path in the timeline's clock: start_ns, dur_ns, name, and rank and kind if known."""
+    """Segments of the critical path in the timeline's clock: start_ns, dur_ns, name, and rank and category if known."""
     kernels: pl.DataFrame | None = None
     """(name, kind, count, total_ns, share, ...)"""
     collectives: pl.DataFrame | None = None
-    """(group, type, count, bytes, bus_gb_per_s, peak_gb_per_s, exposed_ns, wait_ns, ...)"""
+    """(group, type, count, message_bytes, bus_gb_s, link_gb_s, exposed_ns, wait_ns, ...)"""
     roofline: pl.DataFrame | None = None
     """(name, flops, bytes, total_ns, achieved_tflops, achieved_gb_per_s, bound); a null stays out of the plot."""
     peak_tflops: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -4,7 +4,7 @@ function drawHeatMap() {
   if (!steps) return section("ranks", "Ranks", null, null, h("p", { class: "missing" }, data.missing.steps));
   const numbers = [...new Set(steps.values("step"))].sort((a, b) => a - b);
   const place = new Map(numbers.map((each, i) => [each, i]));
-  const choices = [{ key: "window_ns", label: "step time" }, ...STACK].filter((each) => steps.has(each.key));
+  const choices = [{ key: "window_ns", label: "step time" }, ...PARTS].filter((each) => steps.has(each.key));
   let chosen = choices[0];
   let relative = false;
   let cursor = null;
@@ -110,7 +110,7 @@ function drawHeatMap() {
       move({ x: Math.max(0, Math.min(numbers.length - 1, from.x + dx)), y: Math.max(0, Math.min(devices.length - 1, from.y + dy)) });
     } else if (event.key === "Enter") choose();
   });
-  const pick = h("select", { "aria-label": "What the colour stands for", on: { change: (event) => { chosen = choices[event.target.value]; refresh(); } } },
+  const pick = h("select", { name: "colour", "aria-label": "What the colour stands for", on: { change: (event) => { chosen = choices[event.target.value]; refresh(); } } },
     choices.map((each, i) => h("option", { value: String(i) }, each.label)));
   const against = h("button", { type: "button", "aria-pressed": "false", on: { click: () => {
     relative = !relative;
@@ -119,7 +119,7 @@ function drawHeatMap() {
   } } }, "Against the median rank");
   refresh();
   return section("ranks", "Ranks",
-    "A row that stays dark is a slow rank, a column that is dark everywhere a slow step, a lone dark cell an accident.",
+    "A row that stands out is a slow rank, a column that stands out a slow step, a lone cell an accident.",
     [ramp, h("label", null, "Colour", pick), devices.length > 2 ? against : null].filter(Boolean),
     h("div", { class: "heat-scroll" }, canvas), readout);
 }

@@ -9,7 +9,7 @@ function handleTimeline(line, chart) {
   const severalRanks = new Set(tracks.map((each) => each.rank)).size > 1;
 
   const describe = ({ track, lane, i }) => {
-    const kind = track.place === "critical" ? track.frame.at("kind", lane.rows[i]) : track.frame.words("kind")[lane.kind[i]];
+    const kind = track.place === "critical" ? track.frame.at("category", lane.rows[i]) : track.frame.words("kind")[lane.kind[i]];
     return {
       name: track.frame.words("name")[lane.name[i]] ?? "",
       text: `${kind ? `${kind} · ` : ""}${time(lane.end[i] - lane.start[i])} · at ${time(lane.start[i] - extent[0])} · ${severalRanks ? `rank ${track.rank} · ` : ""}${track.label}`,
@@ -193,7 +193,7 @@ function handleTimeline(line, chart) {
     say();
     ask();
   };
-  const box = h("input", { type: "search", placeholder: "Find events", "aria-label": "Find events by name", on: { input: search, keydown: (event) => {
+  const box = h("input", { type: "search", name: "find", placeholder: "Find events", "aria-label": "Find events by name", on: { input: search, keydown: (event) => {
     if (event.key === "Enter" && line.found?.list.length) select(nextOf(event.shiftKey ? -1 : 1), true);
     if (event.key === "Escape") { box.value = ""; search(); canvas.focus(); }
   } } });
@@ -205,7 +205,7 @@ function handleTimeline(line, chart) {
     return Boolean(mark);
   };
   goToStep = (rank, step) => { if (goTo(rank, step)) say(); };
-  const pick = stepsHere.length > 1 ? h("select", { "aria-label": "Step", on: { change: (event) => (event.target.value ? goTo(NaN, Number(event.target.value)) : fit()) } },
+  const pick = stepsHere.length > 1 ? h("select", { name: "step", "aria-label": "Step", on: { change: (event) => (event.target.value ? goTo(NaN, Number(event.target.value)) : fit()) } },
     h("option", { value: "" }, "all steps"), stepsHere.map((each) => h("option", { value: String(each) }, `step ${each}`))) : null;
 
   say();
@@ -214,7 +214,7 @@ function handleTimeline(line, chart) {
   if (frames.critical) kinds.push("critical");
   return section("timeline", "Timeline", null,
     [h("span", { class: "quiet number" }, `${grouped.format(numEvents)} events`), pick, box, button("−", "Zoom out", keys.s), button("+", "Zoom in", keys.w), button("Fit", "Show everything", fit)].filter(Boolean),
-    chart, readout, legend(kinds.map((kind) => [COLOUR_OF_KIND[kind], kind === "critical" ? "critical path" : kind])),
+    chart, readout, legend(kinds.map((kind) => [COLOUR_OF_KIND[kind], kind === "critical" ? "critical path" : kind === "memory" ? "copies" : kind])),
     h("p", { class: "hint" }, h("kbd", null, "Ctrl"), " + wheel zooms, drag pans, ", h("kbd", null, "Shift"), " + drag measures, double click zooms to an event. With the keyboard: ",
       ["W", "S"].map((key) => h("kbd", null, key)), " zoom, ", ["A", "D"].map((key) => h("kbd", null, key)), " pan, ", [",", "."].map((key) => h("kbd", null, key)), " go from event to event, ",
       h("kbd", null, "Enter"), " zooms to it, ", h("kbd", null, "0"), " shows everything, ", h("kbd", null, "/"), " finds."));

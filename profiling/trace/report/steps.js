@@ -14,7 +14,7 @@ const devices = (() => {
   if (!steps) return [];
   const found = new Map();
   for (let row = 0; row < steps.length; row++) {
-    const [rank, device] = [steps.at("rank", row), steps.at("device", row) ?? 0];
+    const [rank, device] = [steps.at("rank", row), steps.at("device", row)];
     const key = `${rank} ${device}`;
     if (!found.has(key)) found.set(key, { rank, device, rows: [] });
     found.get(key).rows.push(row);
@@ -22,22 +22,18 @@ const devices = (() => {
   const made = [...found.values()].sort((a, b) => a.rank - b.rank || a.device - b.device);
   for (const each of made) each.rows.sort((a, b) => steps.at("step", a) - steps.at("step", b));
   const several = new Set(made.map((each) => each.rank)).size < made.length;
-  for (const each of made) each.label = several ? `rank ${each.rank} · device ${each.device}` : `rank ${each.rank}`;
+  for (const each of made) each.label = `rank ${each.rank}${each.device < 0 ? " · host" : several ? ` · device ${each.device}` : ""}`;
   return made;
 })();
 
 function total(frame, key, rows) {
-  const values = frame.values(key);
+  const values = frame?.values(key);
   let sum = 0;
   if (values) for (const row of rows) sum += values[row] || 0;
   return sum;
 }
 
-/** Lengths of the stack's parts, which add up to the whole: what computes alone, computes over communication, ... */
-function partsOf(frame, rows) {
-  const over = total(frame, OVERLAPPED.key, rows);
-  return STACK.map((part) => [part === OVERLAPPED ? over : total(frame, part.key, rows) - (part === PARTS[0] ? over : 0), part.colour]);
-}
+const partsOf = (frame, rows) => PARTS.map((part) => [total(frame, part.key, rows), part.colour]);
 
 function drawSummary() {
   const rows = devices.flatMap((each) => each.rows);
@@ -48,18 +44,17 @@ function drawSummary() {
   const numSteps = new Set(rows.map((row) => steps.at("step", row))).size;
   const numRanks = new Set(devices.map((each) => each.rank)).size;
   const parts = PARTS.map((part) => ({ ...part, share: total(steps, part.key, rows) / whole }));
-  const hidden = total(steps, OVERLAPPED.key, rows) / whole;
+  const of = (...keys) => share(parts.filter((part) => keys.includes(part.key)).reduce((sum, part) => sum + part.share, 0));
   return section("time", "Where the time goes", null, null,
     h("dl", { class: "figures" },
       figure("median step", time(middle)),
       figure("fastest – slowest", `${time(windows[0])} – ${time(windows[windows.length - 1])}`),
-      figure("computing", share(parts[0].share)),
-      figure("waiting for communication", share(parts[1].share)),
-      figure("idle", share(parts[3].share)),
+      figure("computing", of("compute_ns", "overlapped_communication_ns")),
+      figure("waiting for communication", of("exposed_communication_ns")),
+      figure("idle", of("idle_ns")),
       figure("looked at", `${numSteps}`, `${numSteps === 1 ? "step" : "steps"} × ${numRanks} ${numRanks === 1 ? "rank" : "ranks"}`)),
-    stack(partsOf(steps, rows).map(([ns, colour]) => [ns / whole, colour]), "Shares of the mean step"),
-    legend([...parts.slice(0, 1), hidden > 0 ? { colour: "overlapped", label: "of it, over communication", share: hidden } : null, ...parts.slice(1)].filter(Boolean)
-      .map((part) => [part.colour, part.label, `${share(part.share)} · ${time(part.share * whole / rows.length)}`])));
+    stack(parts.map((part) => [part.share, part.colour]), "Shares of the mean step"),
+    legend(parts.filter((part) => part.share > 0).map((part) => [part.colour, part.label, `${share(part.share)} · ${time(part.share * whole / rows.length)}`])));
 }
 
 function stack(parts, label, thin, width = 1) {
@@ -112,7 +107,8 @@ function drawColumns(ctx, width, height) {
     if (i % every === 0 || i === view.at) {
       if (i === view.at || Math.abs(i - view.at) >= every || view.at < 0) {
         ctx.fillStyle = i === view.at ? ink.accent : ink.muted;
-        ctx.fillText(String(steps.at("step", row)), x + broad / 2, bottom + 12);
+        const number = steps.at("step", row);
+        ctx.fillText(number < 0 ? "all" : String(number), x + broad / 2, bottom + 12);
       }
     }
   });
@@ -124,17 +120,17 @@ function drawColumns(ctx, width, height) {
 // ---- its phases
 
 function rowsOfPhases(device, stepNumber) {
-  const phases = frames.phases;
-  if (!phases) return [];
   const names = new Map();
-  for (let row = 0; row < phases.length; row++) {
-    if (phases.at("rank", row) !== device.rank) continue;
-    const onDevice = phases.at("timeline", row) !== "host";
-    if (onDevice && phases.has("device") && (phases.at("device", row) ?? 0) !== device.device) continue;
-    if (stepNumber !== null && phases.at("step", row) !== stepNumber) continue;
-    const name = phases.at("phase", row) ?? "(outside every phase)";
-    if (!names.has(name)) names.set(name, { name, device: [], host: [] });
-    names.get(name)[onDevice ? "device" : "host"].push(row);
+  for (const [frame, place] of [[frames.phases, "device"], [frames.host_phases, "host"]]) {
+    for (let row = 0; frame && row < frame.length; row++) {
+      if (frame.at("rank", row) !== device.rank || (stepNumber !== null && frame.at("step", row) !== stepNumber)) continue;
+      if (place === "device" && frame.at("device", row) !== device.device) continue;
+      const within = frame.at("within", row) || "";
+      const phase = frame.at("phase", row) || "(outside every phase)";
+      const key = `${within}\n${phase}`;
+      if (!names.has(key)) names.set(key, { within: within === phase ? "" : within, phase, device: [], host: [] });
+      names.get(key)[place].push(row);
+    }
   }
   return [...names.values()];
 }
@@ -144,39 +140,50 @@ function drawPhases() {
   const rows = view.at < 0 ? device.rows : [device.rows[view.at]];
   const number = view.at < 0 ? null : steps.at("step", rows[0]);
   const whole = total(steps, "window_ns", rows);
-  const heading = view.at < 0 ? `Mean of ${rows.length} steps` : `Step ${number}`;
-  const five = STACK.filter((part) => steps.has(part.key));
+  const heading = view.at >= 0 ? nameOfStep(number) : rows.length > 1 ? `Mean of ${rows.length} steps` : nameOfStep(steps.at("step", rows[0]));
   const made = [
     h("h3", null, `${heading} · ${device.label} · ${time(whole / rows.length)}`),
-    h("table", { class: "five" }, h("tbody", null, five.map((part) => {
+    h("table", { class: "five" }, h("tbody", null, PARTS.map((part) => {
       const sum = total(steps, part.key, rows);
-      return h("tr", null,
-        h("td", { class: "text" }, h("span", { class: `swatch c-${part.colour}` }), ` ${part === OVERLAPPED ? "of it, over communication" : part.label}`),
+      return h("tr", null, h("td", { class: "text" }, h("span", { class: `swatch c-${part.colour}` }), ` ${part.label}`),
         h("td", null, time(sum / rows.length)), h("td", null, share(sum / whole)));
     }))),
   ];
   const phases = rowsOfPhases(device, number);
   if (!phases.length) return [...made, h("p", { class: "missing" }, data.missing.phases ?? "This step has no phases.")];
-  const measure = (frameRows) => total(frames.phases, "window_ns", frameRows) / rows.length;
-  const longest = Math.max(...phases.map((each) => Math.max(measure(each.device), measure(each.host))));
-  const cell = (own, place) => {
-    if (!own.length) return [h("td", { class: "text part" }), h("td", null, "")];
-    const window = total(frames.phases, "window_ns", own);
-    const parts = partsOf(frames.phases, own).map(([ns, colour]) => [ns / window, colour]);
-    const known = parts.some(([part]) => part > 0);
-    return [h("td", { class: "text part" }, stack(known ? parts : [[1, "operator"]], `${place} timeline`, true, window / rows.length / longest)),
-      h("td", null, time(window / rows.length))];
-  };
-  const table = h("table", null,
-    h("thead", null, h("tr", null, h("th", { class: "text" }, "phase"), h("th", { class: "text", colspan: "2" }, "on the device"), h("th", { class: "text", colspan: "2" }, "on the host"))),
-    h("tbody", null, phases.map((each) => h("tr", null, h("td", { class: "text phase" }, short(each.name)), cell(each.device, "device"), cell(each.host, "host")))));
-  return [...made, h("div", { class: "scroll" }, table)];
+  for (const each of phases) {
+    each.parts = partsOf(frames.phases, each.device).map(([ns, colour]) => [ns / rows.length, colour]);
+    each.onDevice = each.parts.reduce((sum, [ns]) => sum + ns, 0);
+    const [own, inOperators] = ["own_ns", "operator_ns"].map((key) => total(frames.host_phases, key, each.host) / rows.length);
+    each.onHost = own;
+    each.hostParts = [[inOperators, "operator"], [own - inOperators, "python"]];
+  }
+  phases.sort((a, b) => Math.max(b.onDevice, b.onHost) - Math.max(a.onDevice, a.onHost));
+  const longest = Math.max(...phases.map((each) => Math.max(each.onDevice, each.onHost)));
+  const cell = (ns, parts, place) => [h("td", { class: "text part" }, ns > 0 ? stack(parts.map(([part, colour]) => [part / ns, colour]), `${place} timeline`, true, ns / longest) : null),
+    h("td", null, ns > 0 ? time(ns) : "")];
+  const row = (each) => h("tr", null,
+    h("td", { class: "text phase", title: each.phase }, each.within ? h("span", { class: "quiet" }, `${short(each.within)} › `) : null, short(each.phase)),
+    cell(each.onDevice, each.parts, "device"), cell(each.onHost, each.hostParts, "host"));
+  const FEW = 9;
+  const body = h("tbody", null, phases.slice(0, FEW).map(row));
+  const rest = phases.length - FEW;
+  const more = rest > 0 ? h("p", { class: "more" }, h("button", { type: "button", on: { click: (event) => {
+    body.append(...phases.slice(FEW).map(row));
+    event.target.parentElement.remove();
+  } } }, `Show ${rest} more phases`)) : null;
+  return [...made,
+    h("table", { class: "phases" },
+      h("thead", null, h("tr", null, h("th", { class: "text" }, "phase"), h("th", { class: "text", colspan: "2" }, "on the device"), frames.host_phases ? h("th", { class: "text", colspan: "2" }, "on the host") : null)),
+      body), more,
+    frames.host_phases ? legend([["operator", "operators"], ["python", "Python, waiting"]]) : null].filter(Boolean);
 }
+const nameOfStep = (number) => (number < 0 ? "Whole trace" : `Step ${number}`);
 
 function drawSteps() {
   if (!steps) return section("steps", "Steps", null, null, h("p", { class: "missing" }, data.missing.steps));
   const panel = h("div", { class: "panel" });
-  const surface = new Surface(300, "Time of each step, split into its parts; arrow keys go from step to step", drawColumns);
+  const surface = new Surface(330, "Time of each step, split into its parts; arrow keys go from step to step", drawColumns);
   const { canvas } = surface;
   const spoken = h("p", { class: "spoken", "aria-live": "polite" });
   const show = () => { panel.replaceChildren(...drawPhases()); surface.ask(); };
@@ -204,7 +211,7 @@ function drawSteps() {
     look({ at: to });
     spoken.textContent = panel.querySelector("h3").textContent;
   });
-  const pick = h("select", { "aria-label": "Rank", on: { change: (event) => { pinned = -1; look({ device: Number(event.target.value), at: -1 }); } } },
+  const pick = h("select", { name: "rank", "aria-label": "Rank", on: { change: (event) => { pinned = -1; look({ device: Number(event.target.value), at: -1 }); } } },
     devices.map((each, i) => h("option", { value: String(i) }, each.label)));
   listeners.push(() => { pick.value = String(view.device); });
   show();
@@ -212,6 +219,6 @@ function drawSteps() {
     "Each column is a step of the device: what it computed, what it only waited for. Point at a step for its phases; a click goes to it in the timeline.",
     devices.length > 1 ? [h("label", null, "Show", pick)] : null,
     h("div", { class: "split" }, h("figure", null, canvas,
-      legend(STACK.filter((part) => steps.has(part.key)).map((part) => [part.colour, part.label]))), panel),
+      legend(PARTS.map((part) => [part.colour, part.label]))), panel),
     spoken, asTable(steps, "Steps as a table"));
 }

@@ -1,12 +1,12 @@
 // Tables that are sorted by a click, with numbers in the unit that their column's name ends in.
 
 const HEADINGS = {
-  total_ns: "total", share: "share of time", count: "calls", mean_ns: "mean", min_ns: "shortest", max_ns: "longest", median_ns: "median",
-  std_ns: "deviation", bus_gb_per_s: "bus GB/s", algorithm_gb_per_s: "algorithm GB/s", peak_gb_per_s: "peak GB/s", exposed_ns: "exposed", wait_ns: "waiting for the last",
+  total_ns: "total", share: "share of time", count: "calls", mean_ns: "mean", min_ns: "shortest", max_ns: "longest", dur_ns: "total", num_bytes: "bytes", num_ranks: "ranks", median_ns: "median",
+  std_ns: "deviation", bus_gb_s: "bus GB/s", link_gb_s: "link GB/s", link_share: "share of the link", message_bytes: "bytes", exposed_ns: "exposed", wait_ns: "waiting for the last",
   transfer_ns: "transferring", achieved_tflops: "TFLOP/s", achieved_gb_per_s: "GB/s", flops: "FLOP", window_ns: "step time",
-  ...Object.fromEntries([...PARTS, OVERLAPPED].map((part) => [part.key, part.label])),
+  ...Object.fromEntries(PARTS.map((part) => [part.key, part.label])),
 };
-const heading = (name) => HEADINGS[name] ?? name.replace(/_ns$/, "").replace(/_gb_per_s$/, " GB/s").replaceAll("_", " ");
+const heading = (name) => HEADINGS[name] ?? name.replace(/_ns$/, "").replace(/_gb(_per)?_s$/, " GB/s").replaceAll("_", " ");
 
 /** How a column is written: times share one unit, so that their digits can be compared. */
 function writer(frame, name) {
@@ -59,7 +59,7 @@ function sortedTable(frame, { order, by, first = 25, search = false }) {
       return h("td", { class: "text name" }, button);
     }
     if (!write) return h("td", { class: "text" }, value === null ? "–" : COLOUR_OF_KIND[value] ? [h("span", { class: `swatch c-${COLOUR_OF_KIND[value]}` }), ` ${value}`] : value);
-    if (write.bar && value !== null) return h("td", null, h("span", { class: "share" }, h("span", { "aria-hidden": "true" }, bar(value)), write.write(value)));
+    if (write.bar && value !== null) return h("td", null, h("span", { class: "share" }, h("span", { "aria-hidden": "true" }, bar(value)), h("b", null, write.write(value))));
     return h("td", null, write.write(value));
   };
   const fill = () => {
@@ -83,7 +83,7 @@ function sortedTable(frame, { order, by, first = 25, search = false }) {
     (name === sort.name ? head.setAttribute("aria-sort", sort.down ? "descending" : "ascending") : head.removeAttribute("aria-sort")));
   mark();
   fill();
-  const box = search ? h("input", { type: "search", placeholder: "Filter", "aria-label": "Filter the table", on: { input: (event) => { wanted = event.target.value.toLowerCase(); limit = first; fill(); } } }) : null;
+  const box = search ? h("input", { type: "search", name: "filter", placeholder: "Filter", "aria-label": "Filter the table", on: { input: (event) => { wanted = event.target.value.toLowerCase(); limit = first; fill(); } } }) : null;
   return { node: [h("div", { class: "scroll" }, h("table", null, h("thead", null, h("tr", null, heads.map(([, head]) => head))), body)), more], box };
 }
 
@@ -110,5 +110,5 @@ function drawKernels() {
 function drawCollectives() {
   return tableSection("collectives", "Collectives",
     "Waiting for the last rank is time in which nothing is sent; what is exposed is what the step paid. Bus bandwidth is what the links carried.",
-    ["group", "type", "count", "bytes", "total_ns", "bus_gb_per_s", "peak_gb_per_s", "exposed_ns", "wait_ns"], "exposed_ns");
+    ["group", "type", "size", "count", "message_bytes", "total_ns", "bus_gb_s", "link_gb_s", "exposed_ns", "wait_ns"], "exposed_ns");
 }

@@ -2,7 +2,7 @@
 
 let goToStep = () => {};
 
-const FEW_LANES = 6;
+const FEW_LANES = 8;
 const ROW = { device: 22, critical: 18, host: 15 };
 
 function drawTimeline() {
@@ -16,7 +16,7 @@ function drawTimeline() {
   const marks = marksOf(frame);
   const extent = extentOf(tracks, marks);
   const shown = { from: extent[0], to: extent[1] };
-  const LABELS = 178;
+  const LABELS = 204;
   let width = 800;
   const scaleNow = () => (width - LABELS) / (shown.to - shown.from);
   const clamp = (from, to) => {
@@ -39,7 +39,7 @@ function drawTimeline() {
   const layout = () => {
     let y = 4;
     for (const track of tracks) {
-      track.row = ROW[track.place] ?? ROW.host;
+      track.row = track.label.endsWith("annotations") ? ROW.host : ROW[track.place] ?? ROW.host;
       track.y = y;
       track.shownLanes = track.open ? track.lanes : track.lanes.slice(0, FEW_LANES);
       y += track.shownLanes.length * track.row + 7;
@@ -190,7 +190,7 @@ function drawTimeline() {
       ctx.fillRect(0, Math.round(y + tall + 2), width, 1);
       const label = severalRanks ? `${track.rank} · ${track.label}` : track.label;
       ctx.fillStyle = track.place === "host" ? ink.muted : ink.ink;
-      ctx.fillText(label.length > 27 ? `${label.slice(0, 26)}…` : label, 10, Math.max(y, 0) + Math.min(track.row, tall) / 2 + 0.5);
+      ctx.fillText(label.length > 32 ? `${label.slice(0, 31)}…` : label, 10, Math.max(y, 0) + Math.min(track.row, tall) / 2 + 0.5);
       const folded = track.lanes.length - track.shownLanes.length;
       if (track.lanes.length > FEW_LANES && y + 2 * track.row < height) {
         ctx.fillStyle = ink.accent;
@@ -232,17 +232,18 @@ function drawTimeline() {
     const ink = colours();
     const colourOf = palette();
     const scale = (w - LABELS) / (extent[1] - extent[0]);
-    const rows = tracks.filter((each) => each.place === "device");
+    const rows = tracks.filter((each) => each.place === "device" && !each.label.endsWith("annotations"));
     const chosen = (rows.length ? rows : tracks).slice(0, 8);
     const tall = (height - 8) / chosen.length;
     chosen.forEach((track, y) => {
-      const lane = track.lanes[0];
       const kinds = track.frame.words("kind");
-      const put = (x, broad, part, i) => {
+      const put = (lane, x, broad, part, i) => {
         ctx.fillStyle = colourOf(kinds[lane.kind[i]], 3 + Math.min(4, Math.floor(part * 5)));
         ctx.fillRect(LABELS + Math.max(0, x), 4 + y * tall, broad, Math.max(1, tall - 1));
       };
-      lane.visit(extent[0], extent[1], scale, (i, x0, x1) => put(x0, x1 - Math.max(0, x0), 1, i), (column, part, i) => put(column, 1, part, i));
+      for (const lane of track.lanes.slice(0, 2)) {
+        lane.visit(extent[0], extent[1], scale, (i, x0, x1) => put(lane, x0, x1 - Math.max(0, x0), 1, i), (column, part, i) => put(lane, column, 1, part, i));
+      }
     });
     const [a, b] = [shown.from, shown.to].map((each) => LABELS + (each - extent[0]) * scale);
     ctx.globalAlpha = 0.72;
@@ -261,6 +262,7 @@ function drawTimeline() {
   const ruler = new Surface(30, "Time", drawRuler);
   const overview = new Surface(34, "Overview of the whole; drag to move the range that is shown", drawOverview);
   ruler.canvas.removeAttribute("tabindex");
+  scroller.style.height = `${Math.max(120, Math.min(460, layout()))}px`;
   const ask = () => { spacer.style.height = `${Math.max(0, layout() - heightOfView())}px`; surface.ask(); ruler.ask(); overview.ask(); };
   scroller.append(surface.canvas, spacer);
   scroller.addEventListener("scroll", () => surface.ask());

@@ -18,6 +18,8 @@ SCHEMA = {
     "kind": pl.String,
 }
 _HIDDEN = (Kind.OTHER, Kind.COUNTERS)  # the range of the whole recording would lie over everything
+# Rows of their own, or kernels would stand at every depth, and operators below dozens of Python's frames.
+_PARTS = {Kind.DEVICE_ANNOTATION.value: " · annotations", Kind.PYTHON.value: " · Python"}
 _OF_DEVICES = (*ON_DEVICE, Kind.SYNC, Kind.DEVICE_ANNOTATION)
 
 
@@ -43,18 +45,20 @@ def timeline_of(
         if over > 0:
             events, note = _without_shortest(events, droppable, over, what)
             notes += note
+    part = pl.col("kind").replace_strict(_PARTS, default="", return_dtype=pl.String)
     shown = (
-        events.select("track", "ts", "dur", "name", "kind")
+        events.select("track", "ts", "dur", "name", pl.col("kind").cast(pl.String))
         .join(_labels(events, trace), on="track")
-        .sort("place", "pid", "tid", "ts", "dur", descending=[False, False, False, False, True])
+        .with_columns(part=part)
+        .sort("place", "pid", "tid", "part", "ts", "dur", descending=[False, False, False, False, False, True])
         .select(
             pl.lit(rank if rank is not None else trace.rank or 0, dtype=pl.Int64).alias("rank"),
             "place",
-            pl.col("label").alias("track"),
+            (pl.col("label") + pl.col("part")).alias("track"),
             pl.col("ts").alias("start_ns"),
             pl.col("dur").alias("dur_ns"),
             pl.col("name").cast(pl.String),
-            pl.col("kind").cast(pl.String),
+            "kind",
         )
     )
     return shown, notes

@@ -21,7 +21,7 @@ import polars as pl
 
 from ...capture import publish
 from ...spans import PREFIX, PROFILER_STEP
-from .content import FRAMES, Content
+from .content import FRAMES, PARTS, Content
 from .payload import json_text, packed
 
 SCRIPTS = (
@@ -72,10 +72,11 @@ def data_of(content: Content) -> dict[str, Any]:
     for name in FRAMES:
         frame: pl.DataFrame | None = getattr(content, name)
         if frame is not None and len(frame):
-            frames[name] = frame
+            frames[name] = _normal(frame)
     zero_ns = _make_relative(frames)
-    if "phases" in frames:
-        frames["phases"] = _limited_phases(frames["phases"], notes)
+    for name in ("phases", "host_phases"):
+        if name in frames:
+            frames[name] = _limited_phases(frames[name], notes)
     for name in ("kernels", "collectives", "roofline"):
         if name in frames and len(frames[name]) > MAX_TABLE_ROWS:
             by = "total_ns" if "total_ns" in frames[name].columns else frames[name].columns[-1]
@@ -95,6 +96,15 @@ def data_of(content: Content) -> dict[str, Any]:
         "prefixes": {"span": PREFIX, "step": PROFILER_STEP},
         "frames": {name: packed(frame) for name, frame in frames.items()},
     }
+
+
+def _normal(frame: pl.DataFrame) -> pl.DataFrame:
+    """Without rows of no step and without columns that only an analysis needs."""
+    if "step" in frame.columns and "window_ns" in frame.columns:
+        frame = frame.drop("start_ns", strict=False)
+    if "step" in frame.columns and frame["step"].null_count() and set(PARTS) <= set(frame.columns):
+        frame = frame.filter(pl.col("step").is_not_null())
+    return frame
 
 
 def _make_relative(frames: dict[str, pl.DataFrame]) -> int:
