@@ -55,10 +55,10 @@ def bytes_of(dtype: str | None) -> int | None:
     return _BYTES.get(name)
 
 
-def in_kernel_name(name: str) -> tuple[str | None, int | None]:
-    """Type and bytes of the elements that a templated kernel of PyTorch works on, as its name says; None if not."""
+def in_kernel_name(name: str) -> str | None:
+    """The type of the elements that a templated kernel of PyTorch works on, as its name says; None if it does not."""
     match = _IN_NAME.search(name)
     if match:
-        return plain(match[1]), bytes_of(match[1])
+        return plain(match[1])
     match = _OPAQUE.search(name)
-    return None, int(match[1]) if match else None
+    return {"1": "uint8", "2": "uint16", "4": "uint32", "8": "uint64"}.get(match[1]) if match else None
