@@ -23,7 +23,7 @@ def idle_breakdown(
 
     device, stream, cause, idle_ns, share (of the idle time of that stream), and of the gaps count, mean_ns, std_ns,
     min_ns, p25_ns, p50_ns, p75_ns, max_ns. A gap begins where all work before it has ended, and ends with the next
-    start. A gap below `kernel_wait_ns` is a kernel wait.
+    start, of the longest if several start then. A gap below `kernel_wait_ns` is a kernel wait.
 
     HTA begins a gap where the previous row ends, so that its gaps can be negative, counts gaps of no length, and has
     a row `other` of each stream for the first row, which has no gap. Its 30 are documented as nanoseconds, and are
