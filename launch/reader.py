@@ -98,6 +98,8 @@ def _scalar(hint: Any, value: Any) -> tuple[Any, str]:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         choices = typing.get_args(hint)
+        if isinstance(value, float) and str(value) in choices:
+            value = str(value)  # a bare inf is a number in TOML
         if value in choices and type(value) in {type(choice) for choice in choices}:
             return value, ""
         close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 from .base import Owns, Program, Run
 from .errors import StrategyError
 from .limits import Count, Fraction, PositiveInt
+from .names import canonical
 from .offload import offloading
 from .refusal import Refusal
 
@@ -161,9 +162,12 @@ class ActivationCheckpointing:
             _set_budget(_BUDGET if self.budget is None else self.budget)
             return program
         options = self._wrapper_options(pin=run.device_type == "cuda")
-        for name in program.facts.blocks[self.every - 1 :: self.every]:
-            block = program.model.get_submodule(name)
-            program.model.set_submodule(name, checkpoint_wrapper(block, **options))
+        # Counted over the whole model, of which a pipeline has left this rank a part.
+        chosen = set(run.facts.blocks[self.every - 1 :: self.every])
+        for name in program.facts.blocks:
+            if canonical(name) in chosen:
+                block = program.model.get_submodule(name)
+                program.model.set_submodule(name, checkpoint_wrapper(block, **options))
         return program
 
     def _wrapper_options(self, *, pin: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ Measure: peak memory, ms/step, send and receive (or all_gather) that nothing hid
 Source: Liu et al. 2023, arXiv:2310.01889 (ring); Grattafiori et al. 2024, arXiv:2407.21783, section 3.3.2 (all-gather).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -55,8 +56,12 @@ class ContextParallel:
         length, degree = run.facts.sequence_length, run.degrees[Axis.CP]
         num_chunks = Balance(kind=self.balance, num_ranks=degree).num_chunks
         if length % num_chunks:
-            below = length - length % num_chunks
-            nearest = " or ".join(str(each) for each in (below, below + num_chunks) if each)
+            # What tensor parallelism asks for as well, so that one change satisfies both.
+            tp = run.degrees[Axis.TP] if run.setting("tp", "sequence_parallel") else 1
+            whole = math.lcm(num_chunks, degree * tp)
+            nearest = " or ".join(
+                str(each) for each in (length // whole * whole, (length // whole + 1) * whole) if each
+            )
             yield (
                 f"balance = {self.balance!r}: cuts sequences into {num_chunks} equal chunks with mesh.cp = {degree}, "
                 f"but batch.sequence_length = {length}; use {nearest}"

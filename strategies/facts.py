@@ -105,6 +105,8 @@ class Facts:
     """Causal attentions without parameters, `forward(q, k, v)`: [B, H, T, K], [B, G, T, K] twice -> [B, H, T, K]."""
     head: str = ""
     """The output projection; empty if there is none of its own (tied)."""
+    linears: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """Linear layers: input and output features of each, so that a recipe can be judged before there is a model."""
     precise: tuple[str, ...] = ()
     """Linear layers that must keep their precision: output projection, routers."""
     tied: bool = False

@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from . import low_precision
 from .base import Owns, Program, Run
 from .errors import StrategyError
+from .facts import Facts
 from .limits import PositiveInt
 from .mesh import Axis, Joint
 from .names import canonical
@@ -164,10 +166,32 @@ class FP8:
                 f"recipe = {self.recipe!r}: a microbatch has {tokens} tokens on a rank, and an FP8 product takes "
                 f"multiples of {self._multiple_of}; change batch.microbatch_size or batch.sequence_length"
             )
-        names = run.facts.slicing
-        for pattern in self.skip if names else ():
-            if not _matches(pattern, names):
-                yield f"skip = {pattern!r}: no layer of the model has such a name; remove it or correct it"
+        planned = low_precision.planned_layers(run.facts, run.degrees[Axis.TP])
+        if planned and not self._chosen(planned, run.facts, run, self.skip):
+            yield self._nothing_to_convert(len(planned))
+        for pattern in self.skip if planned else ():
+            if not _matches(pattern, (layer.path for layer in planned)):
+                yield f"skip = {pattern!r}: no linear layer of the model has such a name; remove it or correct it"
+            elif not _matches(pattern, (layer.path for layer in self._chosen(planned, run.facts, run, ()))):
+                yield f"skip = {pattern!r}: what it names stays as it is anyway; remove it"
+
+    def _chosen(
+        self, layers: "list[low_precision.Layer]", facts: Facts, run: Run, skip: tuple[str, ...]
+    ) -> "list[low_precision.Layer]":
+        return low_precision.chosen_layers(
+            layers,
+            facts,
+            tp_degree=run.degrees[Axis.TP],
+            multiple_of=self._multiple_of,
+            min_features=self.min_features,
+            skip=skip,
+        )
+
+    def _nothing_to_convert(self, num_layers: int) -> str:
+        return (
+            f"none of the {num_layers} linear layers can be converted (multiples of {self._multiple_of}, at least "
+            f"{self.min_features} features, not skipped); change min_features or skip, or remove the strategy"
+        )
 
     @property
     def _multiple_of(self) -> int:
@@ -176,23 +200,12 @@ class FP8:
 
     def apply(self, program: Program, run: Run) -> Program:
         """Swap the layers, before anything slices or shards them. Raises: StrategyError if there is none to swap."""
-        from . import low_precision
-
         model, facts = program.model, program.facts
-        layers, num_left = low_precision.chosen_layers(
-            model,
-            facts,
-            tp_degree=run.degrees[Axis.TP],
-            multiple_of=self._multiple_of,
-            min_features=self.min_features,
-            skip=self.skip,
-        )
-        if not layers and run.degrees[Axis.PP] == 1:
-            raise StrategyError(
-                f"strategies.fp8: none of the {num_left} linear layers can be converted (multiples of "
-                f"{self._multiple_of}, at least {self.min_features} features, not skipped); "
-                f"change min_features or skip, or remove the strategy"
-            )
+        linears = low_precision.linear_layers(model, facts, run.degrees[Axis.TP])
+        layers = self._chosen(linears, facts, run, self.skip)
+        num_left = len(linears) - len(layers)
+        if not layers and run.degrees[Axis.PP] == 1:  # a stage may have none of the layers that others convert
+            raise StrategyError(f"strategies.fp8: {self._nothing_to_convert(num_left)}")
         paths = [layer.path for layer in layers]
         if self.backend == "te":
             group = run.mesh[Joint.REDUCE].get_group() if run.mesh is not None else None

@@ -68,6 +68,8 @@ class LocalSGD:
             yield f"warmup_steps = {self.warmup_steps}: the run has {run.num_steps} steps; use fewer"
         elif run.num_steps % self.every:
             yield f"every = {self.every}: no divisor of run.num_steps = {run.num_steps}, so it would end apart; use one"
+        if self.every == 1 and self.warmup_steps:
+            yield f"warmup_steps = {self.warmup_steps}: has no effect with every = 1; remove it"
         if self.outer == "average":
             for key in ("outer_learning_rate", "outer_momentum"):
                 if getattr(self, key) is not None:

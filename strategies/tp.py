@@ -83,9 +83,11 @@ class TensorParallel:
         length = facts.sequence_length
         if self.sequence_parallel and length % pieces:
             cp = f" x mesh.cp = {run.degrees[Axis.CP]}" if run.degrees[Axis.CP] > 1 else ""
+            # What head-tail balancing asks for as well, so that one change satisfies both.
+            of = math.lcm(pieces, 2 * run.degrees[Axis.CP]) if cp and run.setting("cp", "balance") != "none" else pieces
             yield (
                 f"sequence_parallel = true: batch.sequence_length = {length} is not divisible by mesh.tp = {degree}"
-                f"{cp}; use {_multiples(length, pieces)}, or sequence_parallel = false"
+                f"{cp}; use {_multiples(length, of)}, or sequence_parallel = false"
             )
         if self.async_tp and not self.sequence_parallel:
             yield "async_tp = true: has no effect with sequence_parallel = false; remove one of the two"

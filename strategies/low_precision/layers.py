@@ -1,6 +1,6 @@
 """Which linear layers are worth converting, and which can be."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -22,25 +22,36 @@ class Layer:
     out_features: int
 
 
-def linear_layers(model: "nn.Module", facts: Facts, tp_degree: int) -> Iterator[Layer]:
-    """Every linear layer, with the sizes that one rank will hold."""
+def linear_layers(model: "nn.Module", facts: Facts, tp_degree: int) -> list[Layer]:
+    """Every linear layer of a model, with the sizes that one rank will hold."""
     from torch import nn
 
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return _sliced({path: (each.in_features, each.out_features) for path, each in linears.items()}, facts, tp_degree)
+
+
+def planned_layers(facts: Facts, tp_degree: int) -> list[Layer]:
+    """The same of a model that is not made yet; none if it does not say."""
+    return _sliced(facts.linears, facts, tp_degree)
+
+
+def _sliced(sizes: Mapping[str, tuple[int, int]], facts: Facts, tp_degree: int) -> list[Layer]:
     slicing: Mapping[str, Slicing] = {canonical(name): how for name, how in facts.slicing.items()}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            how = slicing.get(canonical(path))
-            yield Layer(
-                path=path,
-                in_features=module.in_features // (tp_degree if how is Slicing.ROW else 1),
-                out_features=module.out_features // (tp_degree if how in (Slicing.COLUMN, Slicing.HEAD) else 1),
-            )
+    by_row, by_column = (Slicing.ROW,), (Slicing.COLUMN, Slicing.HEAD)
+    return [
+        Layer(
+            path=path,
+            in_features=in_features // (tp_degree if slicing.get(canonical(path)) in by_row else 1),
+            out_features=out_features // (tp_degree if slicing.get(canonical(path)) in by_column else 1),
+        )
+        for path, (in_features, out_features) in sizes.items()
+    ]
 
 
 def chosen_layers(
-    model: "nn.Module", facts: Facts, *, tp_degree: int, multiple_of: int, min_features: int, skip: Iterable[str]
-) -> tuple[list[Layer], int]:
-    """The layers to convert, and how many linear layers stay as they are.
+    layers: Iterable[Layer], facts: Facts, *, tp_degree: int, multiple_of: int, min_features: int, skip: Iterable[str]
+) -> list[Layer]:
+    """The layers to convert.
 
     Left alone are those that the model wants precise, those whose name matches a pattern of `skip`, those that are
     never called, since sliced regions with experts compute past them, and those that the hardware cannot multiply: both
@@ -59,6 +70,4 @@ def chosen_layers(
             and all(size % multiple_of == 0 and size >= min_features for size in sizes)
         )
 
-    layers = list(linear_layers(model, facts, tp_degree))
-    chosen = [layer for layer in layers if is_wanted(layer)]
-    return chosen, len(layers) - len(chosen)
+    return [layer for layer in layers if is_wanted(layer)]

@@ -92,8 +92,9 @@ def table_problems(table: Table, *, num_ranks: int, num_microbatches: int) -> It
             holders.setdefault(action.stage, set()).add(rank)
             done[action] += 1
     num_stages = max(holders, default=-1) + 1
-    if missing := sorted(set(range(num_stages)) - set(holders)):
-        yield f"has no action of stage {missing[0]}, though of stage {num_stages - 1}; number the stages without gaps"
+    if len(holders) < num_stages:
+        missing = next(stage for stage in range(num_stages) if stage not in holders)
+        yield f"has no action of stage {missing}, though of stage {num_stages - 1}; number the stages without gaps"
     if idle := [rank for rank, row in enumerate(table) if not row]:
         yield f"line {idle[0] + 1} has no action; give every rank a stage"
     yield from _balance_problems(table)

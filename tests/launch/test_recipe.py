@@ -91,6 +91,13 @@ def test_a_missing_table_is_named_with_an_example(table: str, recipe_file: Write
     assert f"{table}: missing; add a table such as [{table}." in found[0]
 
 
+def test_a_bare_infinity_is_the_word(tiny: Path) -> None:
+    for spelled in ("inf", '"inf"'):
+        clip = recipes.read(str(tiny), [f"strategies.clip.norm_type={spelled}"]).strategies.clip
+        assert clip is not None
+        assert clip.norm_type == "inf"
+
+
 def test_whole_numbers_are_accepted_as_floats_and_are_the_same_recipe(tiny: Path) -> None:
     whole = recipes.read(str(tiny), ["strategies.clip.max_norm=2"])
     assert type(whole.strategies.clip.max_norm) is float

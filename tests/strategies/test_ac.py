@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,6 +81,16 @@ def test_every_nth_block_is_computed_twice(
         assert calls == expected, f"every = {every}"
 
 
+def test_blocks_are_counted_over_the_whole_model_of_which_a_rank_may_hold_a_part(
+    make_program: Callable[..., Program], make_run: Callable[..., Run]
+) -> None:
+    program = make_program(num_layers=NUM_LAYERS)
+    mine = replace(program, facts=replace(program.facts, blocks=program.facts.blocks[2:]))
+    ActivationCheckpointing(every=3).apply(mine, make_run())
+    wrapped = [name for name, module in mine.model.named_modules() if "CheckpointWrapper" in type(module).__name__]
+    assert wrapped == ["layers.2"]
+
+
 def test_full_repeats_every_operator_and_selective_only_those_it_did_not_save(
     checkpointed: Callable[..., Program], make_program: Callable[..., Program]
 ) -> None:
@@ -147,7 +158,7 @@ def test_dropout_is_replayed_if_and_only_if_the_random_state_is_preserved(
         model = Forgetful()
         program = make_program(model=model, facts=Facts(blocks=("block",)))
         if strategy:
-            program = strategy.apply(program, make_run())
+            program = strategy.apply(program, make_run(facts=program.facts))
         torch.manual_seed(1)
         program.model(torch.ones(4, 64)).square().sum().backward()
         (weight, _) = program.model.parameters()
@@ -188,7 +199,7 @@ def test_selective_neither_routes_anew_nor_asks_the_host_again(
     counted: dict[str, Counter[str]] = {}
     for mode in ("full", "selective"):
         program = make_program(model=Routed(), facts=Facts(blocks=("block",)))
-        program = ActivationCheckpointing(mode=mode).apply(program, make_run())
+        program = ActivationCheckpointing(mode=mode).apply(program, make_run(facts=program.facts))
         with CountOperators() as operators:
             program.model(torch.randn(4, 8)).sum().backward()
         counted[mode] = operators.counts

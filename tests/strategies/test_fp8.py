@@ -20,7 +20,7 @@ from torch import nn
 from stepladder.strategies.base import Owns, Program, Run
 from stepladder.strategies.errors import StrategyError
 from stepladder.strategies.fp8 import FP8
-from stepladder.strategies.low_precision import chosen_layers
+from stepladder.strategies.low_precision import chosen_layers, linear_layers, planned_layers
 from stepladder.strategies.mesh import Axis
 from stepladder.strategies.names import canonical_names
 from stepladder.trainer.models.config import DecoderConfig
@@ -75,7 +75,15 @@ def test_every_recipe_of_torchao_is_allowed_on_hardware_that_has_it(recipe: Any,
             "a shard can only be rounded with a scale of the whole tensor",
         ),
         (FP8(), {"facts": replace(FACTS, sequence_length=24)}, "has 24 tokens on a rank"),
-        (FP8(skip=("layer.0.*",)), {}, "skip = 'layer.0.*': no layer of the model has such a name"),
+        (FP8(skip=("layer.0.*",)), {}, "skip = 'layer.0.*': no linear layer of the model has such a name"),
+        (
+            FP8(skip=("layers.0.ffn_norm",)),
+            {},
+            "skip = 'layers.0.ffn_norm': no linear layer of the model has such a name",
+        ),
+        (FP8(skip=("head",)), {}, "skip = 'head': what it names stays as it is anyway"),
+        (FP8(min_features=4096), {}, "none of the 15 linear layers can be converted"),
+        (FP8(skip=("layers.*",)), {}, "none of the 15 linear layers can be converted"),
     ],
 )
 def test_what_cannot_work_is_refused(
@@ -147,9 +155,11 @@ def test_sizes_count_as_a_rank_will_hold_them(tp_degree: int, converted: int) ->
     config = DecoderConfig(dim=32, num_layers=1, num_heads=4, ffn_dim=64, vocab_size=64)
     with torch.device("meta"):
         model = config.build()
+    layers = linear_layers(model, config.facts(32), tp_degree)
+    assert layers == planned_layers(config.facts(32), tp_degree)  # so a recipe is judged before there is a model
     settings: dict[str, Any] = {"multiple_of": 16, "min_features": 16, "skip": ()}
-    chosen, left = chosen_layers(model, config.facts(32), tp_degree=tp_degree, **settings)
-    assert (len(chosen), left) == (converted, 8 - converted)
+    chosen = chosen_layers(layers, config.facts(32), tp_degree=tp_degree, **settings)
+    assert (len(chosen), len(layers) - len(chosen)) == (converted, 8 - converted)
 
 
 @pytest.mark.parametrize(("tp_degree", "converted"), [(1, 7), (2, 4)])
@@ -158,9 +168,14 @@ def test_sliced_shared_experts_stay_for_nobody_calls_their_layers(tp_degree: int
     config = DecoderConfig(dim=32, num_layers=1, num_heads=4, vocab_size=64, moe=experts)
     with torch.device("meta"):
         model = config.build()
+    layers = linear_layers(model, config.facts(32), tp_degree)
+    assert layers == planned_layers(config.facts(32), tp_degree)  # so a recipe is judged before there is a model
     settings: dict[str, Any] = {"multiple_of": 16, "min_features": 16, "skip": ()}
-    chosen, left = chosen_layers(model, config.facts(32), tp_degree=tp_degree, **settings)
-    assert (len(chosen), left) == (converted, 9 - converted)  # the router and the head stay in any case
+    chosen = chosen_layers(layers, config.facts(32), tp_degree=tp_degree, **settings)
+    assert (len(chosen), len(layers) - len(chosen)) == (
+        converted,
+        9 - converted,
+    )  # the router and the head stay in any case
     assert any("shared" in layer.path for layer in chosen) is (tp_degree == 1)
 
 

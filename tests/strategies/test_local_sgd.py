@@ -243,6 +243,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({}, 1, "has no effect with mesh.dp_replicate = 1"),
     ({"every": 30}, 2, "every = 30: no divisor of run.num_steps = 100"),
     ({"warmup_steps": 100}, 2, "warmup_steps = 100: the run has 100 steps"),
+    ({"every": 1, "warmup_steps": 5}, 2, "warmup_steps = 5: has no effect with every = 1"),
     ({"outer_momentum": 0.5}, 2, "outer_momentum: has no effect with outer = 'average'"),
     ({"outer_learning_rate": 0.5}, 2, "outer_learning_rate: has no effect with outer = 'average'"),
 ]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .safe_dcp import SafeReader
 
 _STEP = re.compile(r"step-(\d+)")
+_MISSING_KEY = re.compile(r"Missing key in checkpoint state_dict: (.+?)\.?$")
 FORMAT = 1
 
 
@@ -245,5 +246,7 @@ def _first_cause(error: Any) -> str:
     cause = next(iter(error.failures.values()))[0]
     if "weights_only" in str(cause):  # torch goes on to recommend loading it without
         return "its tensors are damaged or hostile"
+    if match := _MISSING_KEY.match(str(cause)):
+        return f"it has no {match[1]!r}, which this recipe keeps; resume with the strategies that saved it, or"
     text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
     return text.splitlines()[0]

@@ -120,6 +120,7 @@ class DecoderConfig:
             sliced_sizes=self._sliced_sizes(),
             attentions=tuple(f"{block}.attention.core" for block in blocks),
             head="" if self.tie_embeddings else "head",
+            linears=self._linears(blocks),
             precise=(*(f"{block}.ffn.router" for block in with_experts), *head),
             tied=self.tie_embeddings,
             cuts=self._cuts(sequence_length),
@@ -134,6 +135,27 @@ class DecoderConfig:
             after_step=_balance if self.moe and self.moe.balance == "bias" else None,
             report=_load_report if self.moe else None,
         )
+
+    def _linears(self, blocks: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+        """Every linear layer; the experts' weights are none."""
+        heads, kv = self.num_heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = {
+            "query": (self.dim, heads),
+            "key": (self.dim, kv),
+            "value": (self.dim, kv),
+            "out": (heads, self.dim),
+        }
+        found: dict[str, tuple[int, int]] = {}
+        for i, block in enumerate(blocks):
+            found |= {f"{block}.attention.{name}": size for name, size in attention.items()}
+            width, where = self.ffn_dim, f"{block}.ffn"
+            if self.moe and i in self.expert_layers:
+                found[f"{where}.router"] = (self.dim, self.moe.num_experts)
+                width, where = self.moe.shared_dim if self.moe.num_shared_experts else 0, f"{where}.shared"
+            if width:
+                found |= {f"{where}.{name}": (self.dim, width) for name in ("gate", "up")}
+                found[f"{where}.down"] = (width, self.dim)
+        return found if self.tie_embeddings else found | {"head": (self.dim, self.vocab_size)}
 
     def _sliced_sizes(self) -> dict[str, int]:
         sizes = {

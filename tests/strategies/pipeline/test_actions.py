@@ -72,6 +72,7 @@ BAD = {
     "the last stage must take the microbatches in order": [GOOD[0], "1F1,1F0,1B0,1B1"],
     "0F0 occurs 2 times": ["0F0,0F0,0F1,0B0,0B1", GOOD[1]],
     "0F2 is beyond the 2 microbatches": ["0F0,0F1,0F2,0B0,0B1", GOOD[1]],
+    "has no action of stage 0, though of stage 20000000000": ["20000000000F0,20000000000B0", "1F0,1B0"],
     "has no action of stage 1, though of stage 2": ["0F0,0F1,0B0,0B1", "2F0,2F1,2B0,2B1"],
     "line 2 has no action": ["0F0,0F1,0B0,0B1", ""],
     "numbers of stages differ: line 1 has 2 and line 2 has 1; give every rank as many": [
