@@ -131,7 +131,7 @@ def _device_segments(work: pl.DataFrame, steps: Windows, found: Phases, by: By) 
         for key, column in owned.items():
             column[mine] = each[key].to_numpy()[owners[index][mine]]
     busy = part != _IDLE
-    step = _next_step(owned["launch_step"], busy) if by == "launch" else steps.at(at)
+    step = _next_step(owned["launch_step"], busy) if by == "launch" and busy.any() else steps.at(at)
     earlier = busy & owned["linked"] & (step != NONE) & (owned["launch_ts"] < steps.start[np.maximum(step, 0)])
     earlier &= not steps.whole
     data = {"step": step, "code": owned["code"], "part": part, "ns": ns, "earlier": earlier}
@@ -142,8 +142,6 @@ def _device_segments(work: pl.DataFrame, steps: Windows, found: Phases, by: By) 
 def _next_step(launch_step: np.ndarray, busy: np.ndarray) -> np.ndarray:
     """The step that launched what runs, and while nothing runs, what runs next: that is what the device waits for."""
     places = np.flatnonzero(busy)
-    if not len(places):
-        return launch_step
     next_busy = places[np.minimum(np.searchsorted(places, np.arange(len(busy))), len(places) - 1)]
     return launch_step[next_busy]
 
