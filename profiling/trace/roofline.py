@@ -60,9 +60,11 @@ def kernel_work(trace: Trace) -> pl.DataFrame:
         rows = rows.join(said.rename({"value": column}), on="call", how="left", maintain_order="left")
     rows = rows.join(_work_of_calls(rows), on=_CALL, how="left", nulls_equal=True, maintain_order="left")
     # Copies beside a call's kernels prepare; the work is the kernels'.
-    works = (pl.col("kind") == Kind.COMPUTE.value) | ~(pl.col("kind") == Kind.COMPUTE.value).any().over("call")
-    time = pl.when(works).then("dur_ns").otherwise(0)
-    total = time.sum().over("call")
+    computes = pl.col("kind") == Kind.COMPUTE.value
+    rows = rows.with_columns(works=computes | ~computes.any().over("call"))
+    time = pl.when("works").then("dur_ns").otherwise(0)
+    rows = rows.with_columns(total=time.sum().over("call"))  # of its own: a window in a window runs group by group
+    total = pl.col("total")
     part = pl.when((pl.col("call") >= 0) & (total > 0)).then(time / total).otherwise(0.0)
     rows = rows.with_columns(
         flops=pl.col("call_flops") * part,
