@@ -364,7 +364,7 @@ def run(actions: list[Action], scale: Callable[[str], float]) -> tuple[list[Even
         elif name == "sync":
             done = max([now, *free.values()])
             events.append(call(10_000 + len(events), now, done, name="cudaDeviceSynchronize"))
-            now = done
+            now = done + 1  # of no length, it would lie inside of what begins at the same time
         else:
             events.append(host(name, now, now + 2 * dur * scale(name)))
             now += 2 * dur * scale(name)
