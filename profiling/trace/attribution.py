@@ -18,7 +18,7 @@ import re
 import numpy as np
 import polars as pl
 
-from ..spans import GLOO_PREFIX, NCCL_PREFIX, PREFIX
+from ..spans import GLOO_PREFIX, NCCL_PREFIX
 from .kinds import Kind
 from .launchers import launchers
 from .owners import Owners, first_of
@@ -92,10 +92,10 @@ class _Phases:
         return self.found.at(self.found.main, times)
 
     def label(self, codes: pl.Series) -> pl.Series:
-        """Names of phases: `forward`, `forward / FSDP::all_gather (layers.#)`."""
+        """Names of phases: `stepladder::forward`, `stepladder::forward / FSDP::all_gather (layers.#)`."""
         known = codes.unique()
         names = [
-            _NUMBER.sub("#", phase if within == phase else f"{within} / {phase}").replace(PREFIX, "")
+            _NUMBER.sub("#", phase if within == phase else f"{within} / {phase}")
             for within, phase in zip(*self.found.named(known), strict=True)
         ]
         return codes.replace_strict(known, pl.Series(names, dtype=pl.String), return_dtype=pl.String)

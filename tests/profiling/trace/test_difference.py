@@ -64,14 +64,14 @@ def test_empty_time_is_the_hosts_until_the_launch_is_called_and_the_launchs_from
         )
     )
     assert owned(table, "phase", "part", "name") == {
-        ("data_wait", "idle", "host"): 100,
-        ("forward", "idle", "host"): 100 + 100,
-        ("forward", "launch", "cudaLaunchKernel"): 50 + 50,
-        ("forward", "compute", "gemm"): 150,
-        ("forward", "idle", "queued"): 30,
-        ("forward", "compute", "relu"): 70,
-        ("forward", "compute", "softmax"): 50,
-        ("forward", "idle", "nothing follows"): 200,
+        ("stepladder::data_wait", "idle", "host"): 100,
+        ("stepladder::forward", "idle", "host"): 100 + 100,
+        ("stepladder::forward", "launch", "cudaLaunchKernel"): 50 + 50,
+        ("stepladder::forward", "compute", "gemm"): 150,
+        ("stepladder::forward", "idle", "queued"): 30,
+        ("stepladder::forward", "compute", "relu"): 70,
+        ("stepladder::forward", "compute", "softmax"): 50,
+        ("stepladder::forward", "idle", "nothing follows"): 200,
         ("other", "idle", "nothing follows"): 100,
     }
     operators = dict(table.filter(pl.col("part") == "compute").select("name", "operator").rows())
@@ -114,11 +114,11 @@ def test_a_host_without_a_device_owns_its_time_by_the_innermost_operator(tmp_pat
     )
     assert owned(table, "phase", "part", "name") == {
         ("other", "idle", "no operator"): 20,
-        ("backward", "compute", "aten::linear"): 10,
-        ("backward", "compute", "aten::addmm"): 20,
-        ("backward", "compute", "AddmmBackward0"): 10,
-        ("backward", "communication", "gloo:all_reduce"): 20,
-        ("backward", "idle", "no operator"): 10 + 10,
+        ("stepladder::backward", "compute", "aten::linear"): 10,
+        ("stepladder::backward", "compute", "aten::addmm"): 20,
+        ("stepladder::backward", "compute", "AddmmBackward0"): 10,
+        ("stepladder::backward", "communication", "gloo:all_reduce"): 20,
+        ("stepladder::backward", "idle", "no operator"): 10 + 10,
     }
 
 
