@@ -8,6 +8,13 @@ NONE = -1
 """No range is open."""
 
 
+def moments_of(*times: np.ndarray, first: int, last: int) -> np.ndarray:
+    """All the times, moved into [first, last], once each and in order."""
+    every = np.clip(np.concatenate(times), first, last)
+    every.sort(kind="stable")  # these are a few sorted runs; numpy's `unique` would hash them first
+    return every[np.concatenate([[True], every[1:] > every[:-1]])]
+
+
 def innermost_at(start: np.ndarray, end: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Index of the range that began last among those open at each moment, or `NONE`; int64.
 

@@ -23,7 +23,7 @@ import polars as pl
 from ..spans import GLOO_PREFIX, NCCL_PREFIX, Span
 from .intervals import Intervals, join, union, without
 from .kinds import Kind
-from .nesting import NONE, innermost_at
+from .nesting import NONE, innermost_at, moments_of
 from .phases import Phases, launched, phase_of_work
 from .tables import Trace
 
@@ -82,20 +82,28 @@ def windows(trace: Trace) -> Windows:
     return Windows(np.array([-1]), start.min(keepdims=True), end.max(keepdims=True), whole=True)
 
 
-def segments(trace: Trace, found: Phases, steps: Windows, by: By = "time") -> pl.DataFrame:
-    """The cut timelines, as `SEGMENTS` has them."""
-    if not len(steps.start):
-        return pl.DataFrame(schema=SEGMENTS)
-    if not trace.device.height:
-        return _host_segments(trace, found, steps)
-    by = "time" if steps.whole else by
+def pieces(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
+    """What occupied the devices, as `launched` has it, with code (of the phase), linked and launch_step.
+
+    Work whose launch is not in the trace counts as launched when it began.
+    """
     work = launched(trace)
-    work = work.with_columns(
+    moments = work["launch_ts"].fill_null(work["ts"]).to_numpy()
+    return work.with_columns(
         code=pl.Series(phase_of_work(work, found)),
-        launch_step=pl.Series(steps.at(work["launch_ts"].fill_null(work["ts"]).to_numpy())),
+        launch_step=pl.Series(steps.at(moments) if not steps.whole else np.zeros(work.height, dtype=np.int64)),
         launch_ts=pl.col("launch_ts").fill_null(-1 << 62),
         linked=pl.col("launch_ts").is_not_null(),
     )
+
+
+def segments(trace: Trace, work: pl.DataFrame, found: Phases, steps: Windows, by: By = "time") -> pl.DataFrame:
+    """The cut timelines, as `SEGMENTS` has them."""
+    if not len(steps.start):
+        return pl.DataFrame(schema=SEGMENTS)
+    if not work.height:
+        return _host_segments(trace, found, steps)
+    by = "time" if steps.whole else by
     parts = [
         _device_segments(each, steps, found, by).with_columns(device=pl.lit(device, dtype=pl.Int64))
         for (device,), each in work.partition_by("device", as_dict=True, maintain_order=True).items()
@@ -112,7 +120,7 @@ def _device_segments(work: pl.DataFrame, steps: Windows, found: Phases, by: By) 
     main = found.host.get(found.main)
     marks = [main.start, main.end] if main else []
     cuts = [work["ts"].to_numpy(), work["end"].to_numpy(), steps.start, steps.end, *marks]
-    cuts = np.unique(np.clip(np.concatenate(cuts), first, last))
+    cuts = moments_of(*cuts, first=first, last=last)
     at, ns = cuts[:-1], np.diff(cuts)
     owners = [innermost_at(each["ts"].to_numpy(), each["end"].to_numpy(), at) for each in sorts]
     computes, communicates, copies = (owner != NONE for owner in owners)
@@ -164,7 +172,7 @@ def _host_segments(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
     communicates = join(_set(collectives), _set(calls))
     main = found.host.get(found.main)
     edges = [*computes, *communicates, steps.start, steps.end, *([main.start, main.end] if main else [])]
-    cuts = np.unique(np.clip(np.concatenate(edges), steps.start[0], steps.end.max()))
+    cuts = moments_of(*edges, first=int(steps.start[0]), last=int(steps.end.max()))
     at = cuts[:-1]
     busy, waiting = _inside(computes, at), _inside(communicates, at)
     part = np.select([busy & waiting, busy, waiting], [_OVERLAPPED, _COMPUTE, _EXPOSED], _IDLE)

@@ -11,9 +11,9 @@ import polars as pl
 
 from .intervals import measure, union
 from .kinds import Kind
-from .nesting import NONE
-from .phases import Phases, launched, phases
-from .segments import PARTS, By, Windows, segments, windows
+from .nesting import NONE, moments_of
+from .phases import Phases, phases
+from .segments import PARTS, By, Windows, pieces, segments, windows
 from .tables import Trace
 
 PART_COLUMNS = tuple(f"{part}_ns" for part in PARTS)
@@ -47,6 +47,25 @@ HOST_SCHEMA = {
 }
 
 
+def breakdown(trace: Trace, *, by: By = "time") -> tuple[pl.DataFrame, pl.DataFrame]:
+    """`step_breakdown` and `phase_breakdown`, at the cost of one."""
+    found, steps = phases(trace), windows(trace)
+    if not len(steps.start):
+        return pl.DataFrame(schema=STEP_SCHEMA), pl.DataFrame(schema=PHASE_SCHEMA)
+    work = pieces(trace, found, steps)
+    cut = segments(trace, work, found, steps, by)
+    sums = cut.group_by("step", "device", "code").agg(
+        *(pl.col("ns").filter(pl.col("part") == index).sum().alias(key) for index, key in enumerate(PART_COLUMNS)),
+        pl.col("ns").sum(),
+        earlier_ns=pl.col("ns").filter("earlier").sum(),
+        unlinked_ns=pl.col("ns").filter("unlinked").sum(),
+    )
+    totals = sums.group_by("step", "device").agg(pl.col(*PART_COLUMNS, "ns", "earlier_ns", "unlinked_ns").sum())
+    totals = totals.join(_num_pieces(work, steps, by), on=["step", "device"], how="left").rename({"ns": "window_ns"})
+    totals = _with_numbers(totals, steps).with_columns(pl.col("num_pieces").fill_null(0))
+    return totals.select(pl.col(key).cast(kind) for key, kind in STEP_SCHEMA.items()), _phase_rows(sums, found, steps)
+
+
 def step_breakdown(trace: Trace, *, by: By = "time") -> pl.DataFrame:
     """One row for each step and device: the parts of `PARTS`, which add up to `window_ns`.
 
@@ -57,28 +76,12 @@ def step_breakdown(trace: Trace, *, by: By = "time") -> pl.DataFrame:
     A trace without steps has one row for each device, of step -1. A trace without a device has device -1, the host
     itself: its operators compute, its collectives communicate.
     """
-    found, steps = phases(trace), windows(trace)
-    if not len(steps.start):
-        return pl.DataFrame(schema=STEP_SCHEMA)
-    cut = segments(trace, found, steps, by)
-    sums = cut.group_by("step", "device").agg(
-        *_part_sums(),
-        window_ns=pl.col("ns").sum(),
-        earlier_ns=pl.col("ns").filter("earlier").sum(),
-        unlinked_ns=pl.col("ns").filter("unlinked").sum(),
-    )
-    sums = sums.join(_num_pieces(trace, steps, by), on=["step", "device"], how="left")
-    return _with_numbers(sums, steps).select(
-        pl.col(key).fill_null(0).cast(kind) if key == "num_pieces" else pl.col(key).cast(kind)
-        for key, kind in STEP_SCHEMA.items()
-    )
+    return breakdown(trace, by=by)[0]
 
 
 def phase_breakdown(trace: Trace, *, by: By = "time") -> pl.DataFrame:
     """One row for each step, device, phase and what the phase is within: the same parts; sums are those of the step."""
-    found, steps = phases(trace), windows(trace)
-    cut = segments(trace, found, steps, by)
-    return _phase_rows(cut.group_by("step", "device", "code").agg(*_part_sums(), ns=pl.col("ns").sum()), found, steps)
+    return breakdown(trace, by=by)[1]
 
 
 def host_phases(trace: Trace) -> pl.DataFrame:
@@ -91,8 +94,8 @@ def host_phases(trace: Trace) -> pl.DataFrame:
     if not len(steps.start):
         return pl.DataFrame(schema=HOST_SCHEMA)
     main = found.host.get(found.main)
-    edges = np.concatenate([steps.start, steps.end, *([main.start, main.end] if main else [])])
-    cuts = np.unique(np.clip(edges, steps.start[0], steps.end.max()))
+    edges = [steps.start, steps.end, *([main.start, main.end] if main else [])]
+    cuts = moments_of(*edges, first=int(steps.start[0]), last=int(steps.end.max()))
     at = cuts[:-1]
     done = {"own_ns": np.diff(cuts)}
     for key, kind in (("operator_ns", Kind.OPERATOR), ("runtime_ns", Kind.LAUNCH)):
@@ -120,10 +123,6 @@ def _phase_rows(
     return sums.select(pl.col(key).cast(kind) for key, kind in schema.items())
 
 
-def _part_sums() -> list[pl.Expr]:
-    return [pl.col("ns").filter(pl.col("part") == index).sum().alias(key) for index, key in enumerate(PART_COLUMNS)]
-
-
 def _with_numbers(sums: pl.DataFrame, steps: Windows) -> pl.DataFrame:
     """Numbers and starts of steps for their indices, in order of time, what belongs to no step last."""
     known = pl.DataFrame({"index": np.arange(len(steps.step)), "number": steps.step, "start_ns": steps.start})
@@ -132,11 +131,8 @@ def _with_numbers(sums: pl.DataFrame, steps: Windows) -> pl.DataFrame:
     return sums.join(known, on="index", how="left", maintain_order="left").with_columns(step="number")
 
 
-def _num_pieces(trace: Trace, steps: Windows, by: By) -> pl.DataFrame:
-    work = launched(trace)
-    by_launch = by == "launch" and not steps.whole
-    moments = work["launch_ts"].fill_null(work["ts"]) if by_launch else work["ts"]
-    step = steps.at(moments.to_numpy()) if not steps.whole else np.zeros(work.height, dtype=np.int64)
-    return (
-        work.select("device", step=pl.Series(step)).group_by("step", "device").agg(num_pieces=pl.len().cast(pl.Int64))
-    )
+def _num_pieces(work: pl.DataFrame, steps: Windows, by: By) -> pl.DataFrame:
+    step = work["launch_step"]
+    if by == "time" and not steps.whole:
+        step = pl.Series(steps.at(work["ts"].to_numpy()))
+    return work.select("device", step=step).group_by("step", "device").agg(num_pieces=pl.len().cast(pl.Int64))
