@@ -19,16 +19,17 @@ def launchers(trace: Trace, kernels: pl.DataFrame | None = None) -> pl.DataFrame
     """
     kernels = trace.device if kernels is None else kernels
     calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
-    calls = calls.unique("correlation", keep="first", maintain_order=True)
+    calls = calls.join(kernels, on="correlation", how="semi").sort("row").unique("correlation", keep="first")
     calls = calls.select("correlation", launch="row", launch_ts="ts", launch_dur="dur", track="track")
     found = kernels.select("row", "correlation", "external").join(
         calls, on="correlation", how="left", maintain_order="left"
     )
     operators = trace.of(Kind.OPERATOR)
-    named = operators.filter(pl.col("external") >= 0).unique("external", keep="first", maintain_order=True)
+    around = pl.Series(enclosing(found, operators))
+    lost = found.filter((around < 0) & (pl.col("external") >= 0))
+    named = operators.join(lost, on="external", how="semi").sort("row").unique("external", keep="first")
     named = named.select("external", named=pl.col("row").cast(pl.Int64))
     found = found.join(named, on="external", how="left", maintain_order="left")
-    around = pl.Series(enclosing(found, operators))
     says = pl.col("external") != pl.col("correlation")
     return found.select(
         "row",

@@ -338,6 +338,18 @@ def test_the_operator_around_a_launch_is_the_one_that_the_kernel_names(name: str
     assert all(one == other for one, other in pairs)
 
 
+def test_a_kernel_without_its_launch_names_its_operator_unless_it_repeats_its_correlation(tmp_path: Path) -> None:
+    trace = trace_of(
+        tmp_path,
+        event("aten::mm", 0, 100, "cpu_op", tid=1, **{"External id": 8}),
+        event("new", 500, 10, correlation=3, **{"External id": 8}),
+        event("old", 600, 10, correlation=8, **{"External id": 8}),
+        event("cudaLaunchKernel", 50, 5, "cuda_runtime", tid=1, correlation=9),
+        event("launched", 700, 10, correlation=9, **{"External id": 77}),
+    )
+    assert launchers(trace)["operator"].to_list() == [0, -1, 0]
+
+
 def test_a_device_is_known_by_its_name_or_on_amd_by_what_it_has(tmp_path: Path) -> None:
     names = ["Tesla V100-SXM2-32GB", "NVIDIA A100-PG509-200", "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200"]
     found = [peak_of(name) for name in names]
