@@ -25,9 +25,9 @@ function drawHeatMap() {
   let values = cells();
   let range = [0, 1];
   const measureRange = () => {
-    const all = values.flatMap((each) => [...each]).filter((each) => !Number.isNaN(each));
-    range = [Math.min(...all), Math.max(...all)];
-    if (range[0] === range[1]) range[1] = range[0] + 1;
+    range = [Infinity, -Infinity];
+    for (const row of values) for (const value of row) if (!Number.isNaN(value)) range = [Math.min(range[0], value), Math.max(range[1], value)];
+    if (!(range[0] < range[1])) range[1] = range[0] + 1;
   };
 
   const LABELS = 112;

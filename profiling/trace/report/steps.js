@@ -119,11 +119,27 @@ function drawColumns(ctx, width, height) {
 
 // ---- its phases
 
+/** Rows of a frame by rank, counted once: pointing at a step must not go through all ranks. */
+const byRank = new Map();
+function rowsOfRank(frame, rank) {
+  if (!frame) return [];
+  if (!byRank.has(frame)) {
+    const made = new Map();
+    const ranks = frame.values("rank");
+    for (let row = 0; row < frame.length; row++) {
+      if (!made.has(ranks[row])) made.set(ranks[row], []);
+      made.get(ranks[row]).push(row);
+    }
+    byRank.set(frame, made);
+  }
+  return byRank.get(frame).get(rank) ?? [];
+}
+
 function rowsOfPhases(device, stepNumber) {
   const names = new Map();
   for (const [frame, place] of [[frames.phases, "device"], [frames.host_phases, "host"]]) {
-    for (let row = 0; frame && row < frame.length; row++) {
-      if (frame.at("rank", row) !== device.rank || (stepNumber !== null && frame.at("step", row) !== stepNumber)) continue;
+    for (const row of rowsOfRank(frame, device.rank)) {
+      if (stepNumber !== null && frame.at("step", row) !== stepNumber) continue;
       if (place === "device" && frame.at("device", row) !== device.device) continue;
       const within = frame.at("within", row) || "";
       const phase = frame.at("phase", row) || "(outside every phase)";
@@ -216,7 +232,7 @@ function drawSteps() {
   listeners.push(() => { pick.value = String(view.device); });
   show();
   return section("steps", "Steps",
-    "Each column is a step of the device: what it computed, what it only waited for. Point at a step for its phases; a click goes to it in the timeline.",
+    "Each column is a step of the device: what it computed, what it only waited for. Point at a step for its phases; a click keeps it, and goes to it if the timeline has it.",
     devices.length > 1 ? [h("label", null, "Show", pick)] : null,
     h("div", { class: "split" }, h("figure", null, canvas,
       legend(PARTS.map((part) => [part.colour, part.label]))), panel),
