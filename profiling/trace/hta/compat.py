@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 import polars as pl
 
+from ...errors import TraceError
 from ..kinds import ON_DEVICE, Kind
 from ..tables import Trace
 from .rows import NS_PER_US, WORK, Rows, exact_rows, with_copies
@@ -29,6 +30,7 @@ _NOT_COMPUTE = re.compile(
     r"nccl|.*Memcpy|.*Memset|.*dma|.*Sync|Stream Wait Event|cuda.*LaunchKernel|runFunction|hip|job_exe|packet|pe_exe"
     r"|cpum_exe_subgraph|hccl|collective_subgraph_execution"
 )
+_MAX_PAIRS = 1 << 20
 _HAS_CORRELATION = pl.col("correlation") != -1
 _IS_MARK = pl.col("kind").is_in([Kind.ANNOTATION.value, Kind.DEVICE_ANNOTATION.value])
 
@@ -43,10 +45,14 @@ def kind_of_name(name: str) -> str:
 
 
 def compat_rows(trace: Trace, *, rounding: bool = True, include_last_step: bool = False) -> Rows:
-    """The rows that HTA counts; without `rounding` those of its `HTA_DISABLE_NS_ROUNDING`."""
+    """The rows that HTA counts; without `rounding` those of its `HTA_DISABLE_NS_ROUNDING`.
+
+    Raises: TraceError if many calls and much work have the same correlation.
+    """
     every = _in_microseconds(trace, rounding=rounding)
     some = every.filter((pl.col("stream") != -1) | _HAS_CORRELATION | _IS_MARK | pl.col("on_device"))
     linked = some.filter(pl.col("on_device") & _HAS_CORRELATION)["correlation"].unique()
+    _mind_pairs(trace, some)
     kept = _on_host_in_steps(some, include_last_step=include_last_step)
     frame, starts = some, every["ts"]
     if kept is not None:
@@ -68,6 +74,15 @@ def compat_rows(trace: Trace, *, rounding: bool = True, include_last_step: bool 
     )
 
 
+def _mind_pairs(trace: Trace, some: pl.DataFrame) -> None:
+    """Raise TraceError if HTA's joins of calls and work would have far more rows than the trace."""
+    counts = some.filter(_HAS_CORRELATION).group_by("correlation")
+    sides = counts.agg(work=pl.col("on_device").sum().cast(pl.Int64), calls=(~pl.col("on_device")).sum().cast(pl.Int64))
+    num_pairs = sides.select((pl.col("work") * pl.col("calls")).sum()).item()
+    if num_pairs > _MAX_PAIRS + 4 * some.height:
+        raise TraceError(f"{trace.path}: {num_pairs} pairs of calls and kernels by correlation; HTA cannot read this")
+
+
 def _in_microseconds(trace: Trace, *, rounding: bool) -> pl.DataFrame:
     """Every event that HTA loads, with times as it has them, and whether it takes it for one on a device."""
     base = trace.header.get("baseTimeNanoseconds")
@@ -81,7 +96,8 @@ def _in_microseconds(trace: Trace, *, rounding: bool) -> pl.DataFrame:
         dur = end - ts
     # ROCm gives calls the address of a stream, which HTA takes for none.
     stream = pl.when(pl.col("kind") != Kind.LAUNCH.value).then("stream").otherwise(-1)
-    every = trace.events.with_columns(ts=pl.Series(ts), dur=pl.Series(dur), stream=stream)
+    every = trace.events.select("row", "name", "kind", "correlation", "stream")
+    every = every.with_columns(ts=pl.Series(ts), dur=pl.Series(dur), stream=stream)
     every = every.with_columns(
         on_device=((pl.col("stream") >= 0) & (pl.col("correlation") >= 0))
         | _named(every, lambda name: name in ("Event Sync", "Context Sync"))

@@ -26,7 +26,7 @@ _HTA_CALLS = (
 
 
 def queue_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
-    """Length of the queue of each stream at the points where it changes: device, stream, ts_ns, length, lasts_ns.
+    """Length of the queue of each stream at the times when work comes or goes: device, stream, ts_ns, length, lasts_ns.
 
     Work is in the queue from the start of its call to its own start; work whose call is not in the trace is not
     counted, and work that began before its call was never in the queue. All of a graph comes with its one call. In
@@ -34,21 +34,14 @@ def queue_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     """
     rows = rows_of(trace, compat=compat)
     enter, leave = _in_and_out_as_hta(rows) if rows.compat else _in_and_out(rows)
-    points = pl.concat([enter, leave])
-    if not rows.compat:
-        points = points.group_by(*_QUEUE, "ts").agg(pl.col("change").sum()).filter(pl.col("change") != 0)
-    return points.sort(*_QUEUE, "ts", maintain_order=True).select(
-        *_QUEUE,
-        ts_ns=rows.ns(pl.col("ts")),
-        length=pl.col("change").cum_sum().over(_QUEUE),
-        lasts_ns=rows.ns(_lasts(_QUEUE)),
-    )
+    points = _points(rows, pl.concat([enter, leave]), _QUEUE, {"length": "change"})
+    return points.select(*_QUEUE, "ts_ns", "length", "lasts_ns")
 
 
 def queue_lengths(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     """How the length of the queue of each stream is spread over the time from its first launch to its last start.
 
-    device, stream, count (of changes), mean, std, min, p25, p50, p75, max. HTA gives each change the same weight.
+    device, stream, count (of points), mean, std, min, p25, p50, p75, max. HTA gives each point the same weight.
     """
     rows = rows_of(trace, compat=compat)
     points = queue_points(rows)
@@ -90,16 +83,8 @@ def bandwidth_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFra
     end = copies.select(
         *_COPIES, ts=pl.col("ts") + pl.col("dur"), rate=-pl.col("rate"), running=pl.lit(-1, dtype=pl.Int64)
     )
-    points = pl.concat([start, end])
-    if not rows.compat:
-        points = points.group_by(*_COPIES, "ts").agg(pl.col("rate", "running").sum())
-    points = points.sort(*_COPIES, "ts", maintain_order=True).select(
-        *_COPIES,
-        ts_ns=rows.ns(pl.col("ts")),
-        gb_per_s=pl.col("rate").cum_sum().over(_COPIES),
-        num_running=pl.col("running").cum_sum().over(_COPIES),
-        lasts_ns=rows.ns(_lasts(_COPIES)),
-    )
+    points = _points(rows, pl.concat([start, end]), _COPIES, {"gb_per_s": "rate", "num_running": "running"})
+    points = points.select(*_COPIES, "ts_ns", "gb_per_s", "num_running", "lasts_ns")
     if rows.compat:
         return points
     nothing = pl.col("num_running") == 0  # else a sum of floats leaves a trace of what has ended
@@ -109,8 +94,8 @@ def bandwidth_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFra
 def memory_bandwidth(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     """How that rate is spread over the time in which something is copied.
 
-    device, name, count (of changes to a rate above 0), mean_gb_per_s, std_, min_, p25_, p50_, p75_, max_gb_per_s. HTA
-    gives each change the same weight.
+    device, name, count (of points above 0), mean_gb_per_s, std_, min_, p25_, p50_, p75_, max_gb_per_s. HTA
+    gives each point the same weight.
     """
     rows = rows_of(trace, compat=compat)
     points = bandwidth_points(rows)
@@ -121,8 +106,18 @@ def memory_bandwidth(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFra
     return table
 
 
-def _lasts(keys: tuple[str, ...]) -> pl.Expr:
-    return (pl.col("ts").shift(-1) - pl.col("ts")).fill_null(0).over(keys)
+def _points(rows: Rows, changes: pl.DataFrame, keys: tuple[str, str], sums: dict[str, str]) -> pl.DataFrame:
+    """Sums of the changes so far, of each group by itself; in HTA's reading at each change, else once a time."""
+    parts = changes.sort(keys, maintain_order=True).partition_by(keys, maintain_order=True)
+    made: list[pl.DataFrame] = []
+    for part in parts or [changes]:
+        part = part.sort("ts", maintain_order=True)
+        part = part.with_columns(pl.col(change).cum_sum().alias(total) for total, change in sums.items())
+        if not rows.compat:
+            part = part.filter((pl.col("ts") != pl.col("ts").shift(-1)).fill_null(True))
+        lasts = (pl.col("ts").shift(-1) - pl.col("ts")).fill_null(0)
+        made.append(part.with_columns(ts_ns=rows.ns(pl.col("ts")), lasts_ns=rows.ns(lasts)))
+    return pl.concat(made)
 
 
 def _in_and_out(rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:

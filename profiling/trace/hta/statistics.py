@@ -37,9 +37,9 @@ def describe_over_time(points: pl.DataFrame, by: Sequence[str], value: str, unit
     total = weight.sum()
     mean = (column * weight).sum() / total
     counts = points.group_by(by).agg(pl.len().cast(pl.Int64).alias("count"))
-    lasting = points.filter(weight > 0).sort(*by, value)
+    lasting = points.filter(weight > 0).sort(value)
     return counts.join(
-        lasting.group_by(by, maintain_order=True).agg(
+        lasting.group_by(by).agg(
             mean.alias(f"mean{unit}"),
             (((column - mean) ** 2 * weight).sum() / total).sqrt().alias(f"std{unit}"),
             column.min().alias(f"min{unit}"),

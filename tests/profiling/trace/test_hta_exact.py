@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_hta import check
 
+from stepladder.profiling.errors import TraceError
 from stepladder.profiling.trace import hta
 from stepladder.profiling.trace.load import read_trace
 
@@ -137,3 +138,12 @@ def test_rows_of_one_reading_are_not_taken_for_the_other() -> None:
     rows = hta.exact_rows(read_trace(DATA / "cpu_only" / "rank-0.json.gz"))
     with pytest.raises(ValueError, match="compat = True"):
         hta.temporal_breakdown(rows, compat=True)
+
+
+def test_a_correlation_of_everything_is_refused_in_htas_reading_and_harmless_otherwise(tmp_path: Path) -> None:
+    events = [complete("cudaLaunchKernel", "cuda_runtime", i, 1, correlation=1) for i in range(1500)]
+    events += [complete("gemm", "kernel", i, 1, device=0, stream=7, correlation=1) for i in range(1500)]
+    trace = read_trace(write(tmp_path / "trace.json", events))
+    with pytest.raises(TraceError, match="2250000 pairs"):
+        hta.compat_rows(trace)
+    assert hta.launches(trace)["num_kernels"].to_list() == [1500]
