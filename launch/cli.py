@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..strategies.errors import PluginError
+from . import trace_command
 from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     strategies = commands.add_parser("strategies", help="the table of techniques, or the page of one")
     strategies.add_argument("name", nargs="?", help="a strategy, for its page and its keys")
     strategies.set_defaults(command=_strategies)
+
+    trace = commands.add_parser("trace", help="where the time of a step went, from traces of any PyTorch run")
+    trace_command.add_arguments(trace)
+    trace.set_defaults(command=trace_command.run)
 
     compatibility = commands.add_parser("compatibility", help="what works together, and what instead (Markdown)")
     compatibility.set_defaults(command=_compatibility)

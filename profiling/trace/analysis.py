@@ -13,72 +13,41 @@ from typing import Any
 import polars as pl
 
 from . import collective_skew, critical_path, hta
+from .attribution import attribute
 from .collectives import collective_summary, collectives
 from .job import Done, Reading, for_each, trace_files
 from .kinds import Kind
 from .report import timeline_of
-from .roofline import roofline, utilisation
-from .steps import host_phases, phase_breakdown, step_breakdown
+from .roofline import kernel_work, roofline, utilisation
+from .steps import breakdown, host_phases
 from .syncs import wait_sites
 from .tables import Trace
 
-Table = Callable[[Trace], pl.DataFrame]
+Tables = Mapping[str, pl.DataFrame]
+Maker = Callable[[Trace], Tables]
+"""Makes tables of one rank's trace, by name; a function of a module, so that it can be sent to a process."""
 Progress = Callable[[int, int], None]
 
 
-def _what_if(trace: Trace) -> pl.DataFrame:
-    """What a step of median length would gain; see critical_path.what_if."""
-    return critical_path.what_if(critical_path.dependencies(trace, step=_median_step(trace)))
+def of_steps(trace: Trace) -> Tables:
+    """Steps, their phases, collectives and waits: where the time went."""
+    steps, phases = breakdown(trace)
+    return {
+        "steps": steps,
+        "phases": phases,
+        "host_phases": host_phases(trace),
+        "collectives": collectives(trace),
+        "waits": wait_sites(trace),
+        "events": trace.events.group_by(pl.col("kind").cast(pl.String))
+        .agg(pl.len().cast(pl.Int64).alias("count"), total_ns=pl.col("dur").sum())
+        .sort("kind"),
+    }
 
 
-def _critical(trace: Trace) -> pl.DataFrame:
-    """The critical path of the same step."""
-    return critical_path.critical_path(critical_path.dependencies(trace, step=_median_step(trace))).drop("rank")
-
-
-def _timeline(trace: Trace) -> pl.DataFrame:
-    return timeline_of(trace, step=_median_step(trace))[0].drop("rank")
-
-
-def _median_step(trace: Trace) -> int | None:
-    steps = trace.steps.sort("dur")
-    return int(steps["step"][steps.height // 2]) if steps.height else None
-
-
-def _kinds(trace: Trace) -> pl.DataFrame:
-    """(kind, count, total_ns) of all events."""
-    found = trace.events.group_by("kind").agg(pl.len().cast(pl.Int64).alias("count"), total_ns=pl.col("dur").sum())
-    return found.with_columns(pl.col("kind").cast(pl.String)).sort("kind")
-
-
-TABLES: Mapping[str, Table] = {
-    "steps": step_breakdown,
-    "phases": phase_breakdown,
-    "host_phases": host_phases,
-    "events": _kinds,
-    "temporal": hta.temporal_breakdown,
-    "overlap": hta.communication_overlap,
-    "kernel_kinds": hta.kernel_kinds,
-    "kernels": hta.kernel_names,
-    "idle": hta.idle_breakdown,
-    "launches": hta.launch_statistics,
-    "launch_distribution": hta.launch_distribution,
-    "queue_lengths": hta.queue_lengths,
-    "blocked": hta.blocked_on_full_queue,
-    "memory_bandwidth": hta.memory_bandwidth,
-    "annotations": hta.annotation_names,
-    "collectives": collectives,
-    "waits": wait_sites,
-    "what_if": _what_if,
-}
-"""What is found out about a rank; times suffice for it."""
-DETAILED: Mapping[str, Table] = {"roofline": roofline, "utilisation": utilisation}
-"""What shapes are needed for."""
-DRAWN: Mapping[str, Table] = {"timeline": _timeline, "critical": _critical}
-"""Large tables that only the report shows, of its first ranks."""
-COMPAT: Mapping[str, Table] = {
-    name: partial(table, compat=True)
-    for name, table in {
+def of_hta(trace: Trace, *, compat: bool = False) -> Tables:
+    """What HTA has too; with `compat` as it has it."""
+    rows = hta.compat_rows(trace) if compat else hta.exact_rows(trace)
+    tables = {
         "temporal": hta.temporal_breakdown,
         "overlap": hta.communication_overlap,
         "kernel_kinds": hta.kernel_kinds,
@@ -89,9 +58,44 @@ COMPAT: Mapping[str, Table] = {
         "queue_lengths": hta.queue_lengths,
         "blocked": hta.blocked_on_full_queue,
         "memory_bandwidth": hta.memory_bandwidth,
-    }.items()
-}
-"""The analyses that HTA has too, as HTA makes them."""
+        "annotations": hta.annotation_names,
+    }
+    return {name: table(rows, compat=compat) for name, table in tables.items()}
+
+
+def of_what_if(trace: Trace) -> Tables:
+    """What a step of median length would gain."""
+    return {"what_if": critical_path.what_if(critical_path.dependencies(trace, step=_median_step(trace)))}
+
+
+def of_shapes(trace: Trace) -> Tables:
+    """What follows from shapes, which must have been read."""
+    work = kernel_work(trace)
+    return {"roofline": roofline(trace, work=work), "utilisation": utilisation(trace, work=work)}
+
+
+def of_attribution(trace: Trace) -> Tables:
+    """Whose each nanosecond is: what the difference of two runs compares."""
+    return {"attribution": attribute(trace)}
+
+
+def of_drawing(trace: Trace) -> Tables:
+    """Large tables of one step, that only the report shows."""
+    step = _median_step(trace)
+    path = critical_path.critical_path(critical_path.dependencies(trace, step=step))
+    return {"timeline": timeline_of(trace, step=step)[0].drop("rank"), "critical": path.drop("rank")}
+
+
+def _median_step(trace: Trace) -> int | None:
+    steps = trace.steps.sort("dur")
+    return int(steps["step"][steps.height // 2]) if steps.height else None
+
+
+STANDARD: Sequence[Maker] = (of_steps, of_hta, of_what_if)
+"""For which times suffice."""
+COMPAT: Sequence[Maker] = (partial(of_hta, compat=True),)
+"""As HTA makes them."""
+_DRAWN = ("timeline", "critical")
 _MAX_DRAWN_RANKS = 4
 
 
@@ -111,19 +115,18 @@ class Analysis:
 
 def analyse(
     paths: Sequence[Path],
-    tables: Mapping[str, Table] | None = None,
+    makers: Sequence[Maker] = STANDARD,
     *,
     reading: Reading | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
-    """Make the tables (`TABLES`, unless told) of all traces in some files and folders; the newest window of a rank.
+    """Make the tables of all traces in some files and folders, of each rank the newest window.
 
     Raises: TraceError if there is no trace, or none that can be read.
     """
-    tables = TABLES if tables is None else tables
-    done, problems = for_each(trace_files(paths), partial(_of_rank, tables=tables), reading, progress=progress)
-    together = {name: _together(name, done) for name in tables}
-    if "collectives" in tables:
+    done, problems = for_each(trace_files(paths), partial(_of_rank, makers=makers), reading, progress=progress)
+    together = {name: _together(name, done) for name in done[0].result.tables}
+    if "collectives" in together:
         together |= _compared(together["collectives"])
     notes = problems + [f"rank {each.rank}: {note}" for each in done for note in (*each.notes, *each.result.notes)]
     return Analysis(
@@ -144,7 +147,7 @@ class _Rank:
     header: Mapping[str, Any]
 
 
-def _of_rank(trace: Trace, tables: Mapping[str, Table]) -> _Rank:
+def _of_rank(trace: Trace, makers: Sequence[Maker]) -> _Rank:
     notes: list[str] = []
     if not trace.device.height:
         host = trace.of(Kind.OPERATOR).height or trace.of(Kind.ANNOTATION).height
@@ -152,7 +155,7 @@ def _of_rank(trace: Trace, tables: Mapping[str, Table]) -> _Rank:
     if not trace.steps.height:
         notes.append("no profiler steps; the whole trace counts as one")
     return _Rank(
-        tables={name: table(trace) for name, table in tables.items()},
+        tables={name: table for make in makers for name, table in make(trace).items()},
         notes=notes,
         header={key: trace.header[key] for key in ("deviceProperties", "distributedInfo") if key in trace.header},
     )
@@ -160,7 +163,7 @@ def _of_rank(trace: Trace, tables: Mapping[str, Table]) -> _Rank:
 
 def _together(name: str, done: Sequence[Done[_Rank]]) -> pl.DataFrame:
     """One table of all ranks; of what is only drawn, the first ranks."""
-    shown = done[:_MAX_DRAWN_RANKS] if name in DRAWN else done
+    shown = done[:_MAX_DRAWN_RANKS] if name in _DRAWN else done
     frames = [
         each.result.tables[name].select(pl.lit(each.rank, dtype=pl.Int64).alias("rank"), pl.all()) for each in shown
     ]

@@ -120,7 +120,12 @@ def device_peak(trace: Trace, peak: Peak | str | None = None) -> Peak | None:
         return peak
     if isinstance(peak, str):
         return peak_of(peak)
-    listed = trace.header.get("deviceProperties")
+    return peak_of_header(trace.header)
+
+
+def peak_of_header(header: Mapping[str, Any]) -> Peak | None:
+    """By the properties of the devices that a trace's header lists."""
+    listed = header.get("deviceProperties")
     for device in cast(list[Any], listed) if isinstance(listed, list) else []:
         if isinstance(device, dict):
             found = _of_properties(cast(dict[str, Any], device))

@@ -1,0 +1,141 @@
+"""`stepladder trace`: what the traces of a run say, as text, JSON, a report, or a trace for Perfetto."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..profiling.errors import TraceError
+from .errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from ..profiling.trace.analysis import Analysis
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="trace files, or folders of them")
+    parser.add_argument("--against", metavar="PATH", type=Path, help="traces of a run before: what made the difference")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write every table; - for standard output")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write the report, one page without a network")
+    parser.add_argument("--perfetto", metavar="FILE", type=Path, help="write the first trace again, with counters")
+    parser.add_argument("--compat", choices=["hta"], help="definitions of Meta's HTA, for the tables that it has")
+    parser.add_argument("--quick", action="store_true", help="leave shapes unread: no roofline")
+    parser.add_argument("--no-cache", action="store_true", help="read the text again, and leave no tables beside it")
+    parser.add_argument("--processes", metavar="N", type=int, default=0, help="traces read at once (default: cores)")
+
+
+def run(options: argparse.Namespace, given: Sequence[str]) -> int:
+    """Analyse, and write what was asked for. Raises: UsageError for traces that cannot be read."""
+    if options.processes < 0:
+        raise UsageError(f"--processes {options.processes}: a number of processes; 0 for the number of cores")
+    for path in (options.json, options.html, options.perfetto):
+        if path is not None and str(path) != "-" and not path.parent.is_dir():
+            raise UsageError(f"{path}: the folder {path.parent} does not exist; make it first")
+    try:
+        if options.against is not None:
+            return _difference(options)
+        return _analysis(options)
+    except TraceError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
+
+
+def _analysis(options: argparse.Namespace) -> int:
+    from ..profiling.trace import analysis, text
+    from ..profiling.trace.job import Reading
+
+    makers = list(analysis.COMPAT if options.compat else analysis.STANDARD)
+    if not (options.compat or options.quick):
+        makers.append(analysis.of_shapes)
+    if options.html is not None:
+        if options.compat:
+            raise UsageError("--html: shows exact definitions; remove --compat or --html")
+        makers.append(analysis.of_drawing)
+    reading = Reading(
+        detail=not (options.quick or options.compat), cache=not options.no_cache, num_processes=options.processes
+    )
+    found = analysis.analyse(options.paths, makers, reading=reading, progress=_progress())
+    to_stdout = str(options.json) == "-"
+    if options.json is not None:
+        _write_json(options.json, found)
+    if not to_stdout:
+        print(*(_plain_tables(found) if options.compat else text.summary(found)), sep="\n")
+    if options.html is not None:
+        from ..profiling.trace.page import content_of
+        from ..profiling.trace.report import write_report
+
+        write_report(options.html, content_of(found, title=str(options.paths[0])))
+        _say(f"report: {options.html}", to_stdout)
+    if options.perfetto is not None:
+        from ..profiling.trace.job import open_trace, trace_files
+        from ..profiling.trace.perfetto import write_annotated
+
+        source = trace_files(options.paths)[0]
+        for note in write_annotated(open_trace(source, reading), options.perfetto):
+            _say(f"note: {note}", to_stdout)
+        _say(f"for https://ui.perfetto.dev: {options.perfetto}", to_stdout)
+    return ExitCode.DONE
+
+
+def _difference(options: argparse.Namespace) -> int:
+    """What made the step of `paths` longer or shorter than that of `--against`."""
+    from ..profiling.trace import analysis, text
+    from ..profiling.trace.difference import difference, summed
+    from ..profiling.trace.job import Reading
+
+    reading = Reading(detail=not options.quick, cache=not options.no_cache, num_processes=options.processes)
+    before, after = (
+        analysis.analyse(paths, (analysis.of_attribution,), reading=reading, progress=_progress())
+        for paths in ([options.against], options.paths)
+    )
+    found = difference(before.tables["attribution"], after.tables["attribution"])
+    if options.json is not None:
+        _write_tables(options.json, {"difference": found})
+    if str(options.json) != "-":
+        print(*text.difference_lines(summed(found), found), sep="\n")
+    return ExitCode.DONE
+
+
+def _progress() -> Callable[[int, int], None] | None:
+    """Files done, on a terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def draw(done: int, of: int) -> None:
+        end = "\r\x1b[K" if done == of else ""
+        sys.stderr.write(f"\r\x1b[Kreading traces {done}/{of}{end}")
+        sys.stderr.flush()
+
+    return draw
+
+
+def _say(line: str, to_stdout: bool) -> None:
+    print(line, file=sys.stderr if to_stdout else sys.stdout)
+
+
+def _plain_tables(found: "Analysis") -> list[str]:
+    """All tables, as they are."""
+    import polars as pl
+
+    with pl.Config(tbl_rows=30, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_width_chars=200):
+        return [f"{name}\n{table}" for name, table in found.tables.items() if table.height]
+
+
+def _write_json(path: Path, found: "Analysis") -> None:
+    _write_tables(path, found.tables, ranks=list(found.ranks), notes=list(found.notes))
+
+
+def _write_tables(path: Path, tables: Any, **more: Any) -> None:
+    """Tables as lists of rows."""
+    whole = more | {"tables": {name: table.rows(named=True) for name, table in tables.items()}}
+    text = json.dumps(whole, indent=1, default=str, allow_nan=True)
+    if str(path) == "-":
+        print(text)
+        return
+    from ..profiling.capture import publish
+
+    publish(path, lambda partial: partial.write_text(text + "\n"))
