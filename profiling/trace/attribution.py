@@ -19,9 +19,10 @@ import numpy as np
 import polars as pl
 
 from ..spans import GLOO_PREFIX, NCCL_PREFIX
+from .intervals import union
 from .kinds import Kind
 from .launchers import launchers
-from .owners import Owners, first_of
+from .nesting import outermost_at
 from .phases import phase_of_work, phases
 from .tables import Trace
 
@@ -153,19 +154,23 @@ def _device(events: pl.DataFrame, windows: pl.DataFrame, found: _Phases) -> pl.D
     called = events["called"].to_numpy()
     rank = events["kind"].cast(pl.String).replace_strict(_ORDER, return_dtype=pl.Int64).to_numpy()
     order = np.lexsort((start, rank))
-    owners = first_of(start[order], end[order])
-    ends = owners.at[1:][owners.owner[:-1] < 0]  # of the gaps
-    cuts = [owners.at, called[np.searchsorted(start, np.append(start[:1], ends))], found.changes]
-    at, length = _pieces(cuts, windows)
-    who = owners.when(at)
-    busy = who >= 0
+    gaps_end = union(start, end - start).start
+    at, length = _pieces([start, end, called[np.searchsorted(start, gaps_end)], found.changes], windows)
+    owned, idle = _owned(start, end, order, at, length)
+    return pl.concat([_counted(events, owned, windows), _empty(events, at[idle], length[idle], found)])
+
+
+def _owned(
+    start: np.ndarray, end: np.ndarray, order: np.ndarray, at: np.ndarray, length: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much of the pieces each event owns, of those that run the first in order; and which pieces nobody owns."""
+    who = outermost_at(start[order], end[order], at)
     owned = np.zeros(len(start), dtype=np.int64)
-    np.add.at(owned, order[who[busy]], length[busy])
-    kernels = _counted(events, owned, windows, found)
-    return pl.concat([kernels, _empty(events, owners, at[~busy], length[~busy], found)])
+    np.add.at(owned, order[who[who >= 0]], length[who >= 0])
+    return owned, who < 0
 
 
-def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame, found: _Phases) -> pl.DataFrame:
+def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame) -> pl.DataFrame:
     """Rows of events that run, given how much time each owns."""
     start = events["ts"].to_numpy()
     begin, end = windows["start"].to_numpy(), windows["end"].to_numpy()
@@ -189,15 +194,16 @@ def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame, fou
     )
 
 
-def _empty(events: pl.DataFrame, owners: Owners, at: np.ndarray, length: np.ndarray, found: _Phases) -> pl.DataFrame:
+def _empty(events: pl.DataFrame, at: np.ndarray, length: np.ndarray, found: _Phases) -> pl.DataFrame:
     """Rows of the times in which nothing runs, by what the next kernel waited for."""
     start, called = events["ts"].to_numpy(), events["called"].to_numpy()
     following = np.searchsorted(start, at, side="left")
     none_follows = following == len(start)
     following = np.minimum(following, len(start) - 1)
     call = called[following]
-    place = np.searchsorted(owners.at, at, side="right") - 1
-    fell_idle = np.where(place >= 0, owners.at[np.maximum(place, 0)], np.iinfo(np.int64).min)
+    reach = np.maximum.accumulate(start + events["dur"].to_numpy())
+    before = np.searchsorted(start, at, side="right") - 1
+    fell_idle = np.where(before >= 0, reach[np.maximum(before, 0)], np.iinfo(np.int64).min)
     reasons = [none_follows, call < 0, at < call, call < fell_idle]
     reason = np.select(reasons, [0, 1, 2, 3], 4)
     own_phase = events["phase"].to_numpy()[following]
@@ -246,16 +252,9 @@ def _host(trace: Trace, windows: pl.DataFrame, found: _Phases) -> pl.DataFrame:
     end = start + events["dur"].to_numpy()
     rank = np.where((events["kind"] == Kind.COMMUNICATION.value).to_numpy(), 2, (events["track"] != main).to_numpy())
     order = np.lexsort((-np.arange(len(start)), rank))  # the innermost is the last to start
-    owners = first_of(start[order], end[order])
-    at, length = _pieces([owners.at, found.changes], windows)
-    who = owners.when(at)
-    busy = who >= 0
-    owned = np.zeros(len(start), dtype=np.int64)
-    np.add.at(owned, order[who[busy]], length[busy])
-    rest = pl.DataFrame(
-        {
-            "phase": found.when(at[~busy]),
-            "owned_ns": length[~busy],
-        }
-    ).with_columns(part=pl.lit("idle"), name=pl.lit("no operator"))
-    return pl.concat([_counted(events, owned, windows, found), _in_full(rest)])
+    at, length = _pieces([start, end, found.changes], windows)
+    owned, idle = _owned(start, end, order, at, length)
+    rest = pl.DataFrame({"phase": found.when(at[idle]), "owned_ns": length[idle]}).with_columns(
+        part=pl.lit("idle"), name=pl.lit("no operator")
+    )
+    return pl.concat([_counted(events, owned, windows), _in_full(rest)])

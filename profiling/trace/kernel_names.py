@@ -7,9 +7,6 @@ a file that nobody vouches for: only the first 4096 characters are looked at, ea
 """
 
 import re
-from collections.abc import Sequence
-
-import polars as pl
 
 _MAX_CHARACTERS = 4096
 
@@ -78,19 +75,6 @@ def words_of(name: str) -> frozenset[str]:
 def similarity(a: frozenset[str], b: frozenset[str]) -> float:
     """Words that both have, as a share of those that either has."""
     return len(a & b) / len(a | b) if a or b else 0.0
-
-
-def normal_forms(names: Sequence[str]) -> pl.DataFrame:
-    """(name, normal, short) of each different name."""
-    different = list(dict.fromkeys(names))
-    return pl.DataFrame(
-        {
-            "name": different,
-            "normal": [normal_form(name) for name in different],
-            "short": [short_form(name) for name in different],
-        },
-        schema={"name": pl.String, "normal": pl.String, "short": pl.String},
-    )
 
 
 def _plain(word: str) -> str:
