@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from stepladder.profiling.spans import Span
 from stepladder.profiling.trace.counters_cupti import hardware_counters
 from stepladder.profiling.trace.load import read_trace
 from stepladder.profiling.trace.tables import Trace
@@ -28,7 +29,7 @@ def trace_of(folder: Path, *events: dict[str, Any]) -> Trace:
 
 
 HOST = [
-    event("user_annotation", "stepladder::forward", 0, 100),
+    event("user_annotation", Span.FORWARD.value, 0, 100),
     event("cpu_op", "aten::linear", 0, 50),
     event("cpu_op", "aten::addmm", 5, 40),
     event("cuda_runtime", "cudaLaunchKernel", 10, 12, correlation=1),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stepladder.profiling.spans import Span
 from stepladder.profiling.trace.attribution import SCHEMA, attribute
 from stepladder.profiling.trace.difference import by_rank, difference, summed
 from stepladder.profiling.trace.load import read_trace
@@ -52,8 +53,8 @@ def test_empty_time_is_the_hosts_until_the_launch_is_called_and_the_launchs_from
         trace_of(
             tmp_path,
             step(0, 0, 1000),
-            event("user_annotation", "stepladder::data_wait", 0, 100),
-            event("user_annotation", "stepladder::forward", 100, 900),
+            event("user_annotation", Span.DATA_WAIT.value, 0, 100),
+            event("user_annotation", Span.FORWARD.value, 100, 900),
             event("cpu_op", "aten::mm", 190, 260),
             launch(200, 210, 1),
             launch(220, 230, 2),
@@ -64,14 +65,14 @@ def test_empty_time_is_the_hosts_until_the_launch_is_called_and_the_launchs_from
         )
     )
     assert owned(table, "phase", "part", "name") == {
-        ("stepladder::data_wait", "idle", "host"): 100,
-        ("stepladder::forward", "idle", "host"): 100 + 100,
-        ("stepladder::forward", "launch", "cudaLaunchKernel"): 50 + 50,
-        ("stepladder::forward", "compute", "gemm"): 150,
-        ("stepladder::forward", "idle", "queued"): 30,
-        ("stepladder::forward", "compute", "relu"): 70,
-        ("stepladder::forward", "compute", "softmax"): 50,
-        ("stepladder::forward", "idle", "nothing follows"): 200,
+        (Span.DATA_WAIT.value, "idle", "host"): 100,
+        (Span.FORWARD.value, "idle", "host"): 100 + 100,
+        (Span.FORWARD.value, "launch", "cudaLaunchKernel"): 50 + 50,
+        (Span.FORWARD.value, "compute", "gemm"): 150,
+        (Span.FORWARD.value, "idle", "queued"): 30,
+        (Span.FORWARD.value, "compute", "relu"): 70,
+        (Span.FORWARD.value, "compute", "softmax"): 50,
+        (Span.FORWARD.value, "idle", "nothing follows"): 200,
         ("other", "idle", "nothing follows"): 100,
     }
     operators = dict(table.filter(pl.col("part") == "compute").select("name", "operator").rows())
@@ -105,7 +106,7 @@ def test_a_host_without_a_device_owns_its_time_by_the_innermost_operator(tmp_pat
         trace_of(
             tmp_path,
             step(0, 0, 100),
-            event("user_annotation", "stepladder::backward", 10, 90),
+            event("user_annotation", Span.BACKWARD.value, 10, 90),
             event("cpu_op", "aten::linear", 10, 40),
             event("cpu_op", "aten::addmm", 15, 35),
             event("cpu_op", "AddmmBackward0", 50, 60, tid=2),
@@ -114,11 +115,11 @@ def test_a_host_without_a_device_owns_its_time_by_the_innermost_operator(tmp_pat
     )
     assert owned(table, "phase", "part", "name") == {
         ("other", "idle", "no operator"): 20,
-        ("stepladder::backward", "compute", "aten::linear"): 10,
-        ("stepladder::backward", "compute", "aten::addmm"): 20,
-        ("stepladder::backward", "compute", "AddmmBackward0"): 10,
-        ("stepladder::backward", "communication", "gloo:all_reduce"): 20,
-        ("stepladder::backward", "idle", "no operator"): 10 + 10,
+        (Span.BACKWARD.value, "compute", "aten::linear"): 10,
+        (Span.BACKWARD.value, "compute", "aten::addmm"): 20,
+        (Span.BACKWARD.value, "compute", "AddmmBackward0"): 10,
+        (Span.BACKWARD.value, "communication", "gloo:all_reduce"): 20,
+        (Span.BACKWARD.value, "idle", "no operator"): 10 + 10,
     }
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from stepladder.profiling.errors import TraceError
+from stepladder.profiling.spans import Span
 from stepladder.profiling.trace.load import read_trace
 from stepladder.profiling.trace.memory import (
     BEFORE,
@@ -54,7 +55,7 @@ def test_the_peak_is_told_with_its_step_and_phase_and_with_who_allocated_what_is
     trace = trace_of(
         tmp_path,
         operator("ProfilerStep#4", 0, 100, "user_annotation"),
-        operator("stepladder::forward", 5, 50, "user_annotation"),
+        operator(Span.FORWARD.value, 5, 50, "user_annotation"),
         operator("aten::mm", 10, 20),
         operator("aten::empty", 11, 13),
         operator("aten::relu", 20, 30),
@@ -71,7 +72,7 @@ def test_the_peak_is_told_with_its_step_and_phase_and_with_who_allocated_what_is
     assert {key: peak[key] for key in ("ts", "step", "phase", "peak_bytes", "first_bytes", "last_bytes")} == {
         "ts": 25_000,
         "step": 4,
-        "phase": "stepladder::forward",
+        "phase": Span.FORWARD.value,
         "peak_bytes": 1096,
         "first_bytes": 1000,
         "last_bytes": 604,
@@ -80,8 +81,8 @@ def test_the_peak_is_told_with_its_step_and_phase_and_with_who_allocated_what_is
     held = held_at_peak(trace).select("device", "phase", "operator", "num_blocks", "bytes")
     assert held.rows() == [
         (0, BEFORE, "", None, 1000),
-        (0, "stepladder::forward", "aten::mm", 1, 64),
-        (0, "stepladder::forward", "aten::relu", 1, 32),
+        (0, Span.FORWARD.value, "aten::mm", 1, 64),
+        (0, Span.FORWARD.value, "aten::relu", 1, 32),
         (1, "other", "aten::empty", 1, 7),
     ]
     assert memory_timeline(trace).filter(pl.col("device") == 0)["allocated"].to_list() == [
