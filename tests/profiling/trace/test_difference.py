@@ -131,7 +131,7 @@ KERNELS = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(KERNELS, st.lists(st.integers(1, 30), min_size=1, max_size=3))
 def test_every_instant_has_the_owner_that_a_look_at_that_instant_finds(
     tmp_path: Path, kernels: list[tuple[int, int, str, int]], steps: list[int]
@@ -193,7 +193,7 @@ def frame(rows: list[tuple[str, str, int, int]], num_windows: int = 1, part: str
     return pl.DataFrame(found, schema=SCHEMA)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ROWS, ROWS, st.integers(1, 7), st.integers(1, 7))
 def test_the_changes_add_up_to_the_change_of_the_step_and_no_kernel_is_lost_or_counted_twice(
     before: list[tuple[str, str, int, int]], after: list[tuple[str, str, int, int]], steps: int, more_steps: int
