@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..profiling.breakdown import read_folder, table
-from ..profiling.errors import TraceError
 from ..profiling.record import marker
 from ..profiling.spans import Span
 from ..strategies.base import Program
@@ -273,11 +271,10 @@ class Session:
         console.clear()
         console.say(*self._reports(program))
         barrier(self.ranks)  # every rank has written its trace
-        if recipe.profiler and recipe.profiler.trace:
-            try:
-                console.say(table(read_folder(self.folder / "traces")) if console.active else "")
-            except TraceError as error:
-                console.say(f"no breakdown: {error}")
+        if recipe.profiler and recipe.profiler.trace and console.active:
+            from .trace_command import after_run
+
+            console.say(*after_run(self.folder))
         stopped = done < recipe.run.num_steps
         code = self.stop.exit_code if stopped else ExitCode.DONE
         reason = f"stopped by a signal after step {done}" if stopped else "done"

@@ -81,6 +81,25 @@ def _analysis(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def after_run(folder: Path) -> list[str]:
+    """What a run's traces say when it is over; leaves the report in its folder."""
+    from ..profiling.trace import analysis, text
+    from ..profiling.trace.job import Reading
+    from ..profiling.trace.page import content_of
+    from ..profiling.trace.report import write_report
+
+    report = folder / "report.html"
+    makers = (*analysis.STANDARD, analysis.of_shapes, analysis.of_drawing)
+    # One after the other: the process still holds a training, which its children would begin anew.
+    reading = Reading(detail=True, cache=False, num_processes=1)
+    try:
+        found = analysis.analyse([folder / "traces"], makers, reading=reading)
+        write_report(report, content_of(found, title=folder.name))
+    except (TraceError, OSError) as error:
+        return [f"no analysis: {error}"]
+    return [*text.summary(found), "", f"report      {report}"]
+
+
 def _difference(options: argparse.Namespace) -> int:
     """What made the step of `paths` longer or shorter than that of `--against`."""
     from ..profiling.trace import analysis, text

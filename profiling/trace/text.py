@@ -34,7 +34,8 @@ def summary(analysis: Analysis) -> Iterator[str]:
     yield from _collectives(tables["collective_summary"])
     yield from _late(tables["collective_ranks"])
     yield from _waits(tables["waits"])
-    yield from _what_if(tables["what_if"])
+    if tables["kernels"].height:  # without a device, all of a step is the host
+        yield from _what_if(tables["what_if"])
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Iterator[str]:
@@ -60,11 +61,11 @@ def _steps(steps: pl.DataFrame) -> Iterator[str]:
             str(row["rank"]) + (f"/{row['device']}" if by["rank"].n_unique() < by.height else ""),
             str(row["len"]),
             _ms(row["window_ns"]),
-            *(f"{_ms(row[part])} {_percent(row[part], row['window_ns'])}" for part in PARTS),
+            *(cell for part in PARTS for cell in (_ms(row[part]), _percent(row[part], row["window_ns"]))),
         ]
         for row in by.head(_MAX_RANKS).rows(named=True)
     ]
-    yield from columns(["rank", "steps", "ms", *(f"{word}  ms     %" for word in PARTS.values())], rows)
+    yield from columns(["rank", "steps", "step ms", *(cell for word in PARTS.values() for cell in (word, "%"))], rows)
     if by.height > _MAX_RANKS:
         yield f"({by.height - _MAX_RANKS} more rows)"
 

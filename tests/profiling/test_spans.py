@@ -1,5 +1,7 @@
 """Every span, and every foreign name that the analysis reads, in traces of real steps on the pinned torch."""
 
+import gzip
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +11,11 @@ import pytest
 import torch
 
 from stepladder.profiling import spans
-from stepladder.profiling.breakdown import rank_breakdown, read_events
 from stepladder.profiling.capture import Schedule, torch_profiler, trace_name
 from stepladder.profiling.record import marker
 from stepladder.profiling.spans import Span
+from stepladder.profiling.trace.load import read_trace
+from stepladder.profiling.trace.steps import host_phases
 
 NUM_STEPS = 4
 NUM_MICROBATCHES = 2
@@ -76,7 +79,7 @@ def trace_of(layout: dict[str, Any]) -> Trace:
                 wants_norm=lambda step: True,
                 mark=marker(record=True, nvtx=False),
             )
-        events = read_events(Path(folder) / trace_name(rank, NUM_STEPS))
+        events = json.loads(gzip.decompress((Path(folder) / trace_name(rank, NUM_STEPS)).read_bytes()))["traceEvents"]
     torch.distributed.barrier()
     return [event for event in events if event.get("cat") == "user_annotation"]
 
@@ -130,13 +133,16 @@ def test_the_reductions_of_ddp_run_in_the_last_backward_only(traces: dict[str, T
     assert all(any(begin <= start <= end for begin, end in last_ones) for start in reductions)
 
 
-def test_own_times_of_a_real_trace_add_up_to_the_step(traces: dict[str, Trace]) -> None:
+def test_own_times_of_a_real_trace_add_up_to_the_step(traces: dict[str, Trace], tmp_path: Path) -> None:
     for layout, trace in traces.items():
-        found = rank_breakdown(trace, 0)
-        assert found.num_steps == 2
-        assert sum(found.own_ms.values()) == pytest.approx(found.step_ms), layout
-        assert found.own_ms["forward"] > 0
-        assert found.own_ms["other"] < 0.5 * found.step_ms
+        path = tmp_path / f"{layout}.json"
+        path.write_text(json.dumps(trace))
+        read = read_trace(path)
+        found = host_phases(read)
+        assert read.steps.height == 2
+        assert found["own_ns"].sum() == read.steps["dur"].sum(), layout
+        forward = found.filter(phase=Span.FORWARD.value)["own_ns"].sum()
+        assert 0 < forward < read.steps["dur"].sum()
 
 
 def test_labels_are_the_names_without_the_prefix() -> None:

@@ -1,0 +1,126 @@
+"""`stepladder trace`: tables, files, and one sentence for what cannot be read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepladder.launch.cli import main
+
+DATA = Path(__file__).parent.parent / "profiling" / "trace" / "data"
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Path:
+    """Two ranks of a job, where a cache may be left."""
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    for rank in (0, 1):
+        (folder / f"rank-{rank}.json.gz").write_bytes((DATA / "sampled_2rank" / f"rank-{rank}.json.gz").read_bytes())
+    return folder
+
+
+def test_the_tables_say_where_the_step_went(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", str(traces)]) == 0
+    said = capsys.readouterr().out
+    for section in (
+        "a step, mean",
+        "its phases",
+        "kernels: 2358",
+        "collectives",
+        "the host waits",
+        "would gain at most",
+    ):
+        assert section in said
+    (row,) = [line.split() for line in said.splitlines() if line.startswith("0     ")][:1]
+    parts = [float(cell) for cell in row[4::2]]
+    assert sum(parts) == pytest.approx(100, abs=0.3)
+
+
+def test_a_second_look_says_the_same(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", str(traces), "--processes", "1"]) == 0
+    first = capsys.readouterr().out
+    assert (traces / ".stepladder-cache").is_dir()
+    assert main(["trace", str(traces), "--processes", "1"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_json_has_every_table_of_every_rank(traces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    assert main(["trace", str(traces), "--no-cache", "--quick", "--json", str(file)]) == 0
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert found["ranks"] == [0, 1]
+    assert {row["rank"] for row in found["tables"]["steps"]} == {0, 1}
+    parts = ("compute_ns", "overlapped_communication_ns", "exposed_communication_ns", "copy_ns", "idle_ns")
+    assert all(sum(row[part] for part in parts) == row["window_ns"] for row in found["tables"]["steps"])
+    assert "roofline" not in found["tables"]
+    assert not (traces / ".stepladder-cache").exists()
+    capsys.readouterr()
+    assert main(["trace", str(traces), "--quick", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["ranks"] == [0, 1]
+
+
+def test_the_report_and_the_annotated_trace_are_written(traces: Path, tmp_path: Path) -> None:
+    page, again = tmp_path / "report.html", tmp_path / "again.json.gz"
+    assert main(["trace", str(traces), "--html", str(page), "--perfetto", str(again)]) == 0
+    assert "Content-Security-Policy" in page.read_text()
+    assert main(["trace", str(again), "--no-cache"]) == 0
+
+
+def test_two_runs_are_compared(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (str(traces / f"rank-{rank}.json.gz") for rank in (0, 1))
+    assert main(["trace", one, "--against", one]) == 0
+    assert ": +0.000 ms" in capsys.readouterr().out
+    assert main(["trace", other, "--against", one]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines()[3:]]
+    parts = rows[: next(i for i, row in enumerate(rows) if row[0] == "all") + 1]
+    assert sum(float(row[-1]) for row in parts[:-1]) == pytest.approx(float(parts[-1][-1]), abs=0.01)
+
+
+def test_the_definitions_of_hta_are_a_switch(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", str(traces), "--compat", "hta"]) == 0
+    assert "temporal" in capsys.readouterr().out
+
+
+def test_names_cannot_speak_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[2J\u202egemm"
+    events = [
+        {"ph": "X", "cat": "kernel", "name": name, "pid": 0, "tid": 7, "ts": 1, "dur": 5, "args": {"stream": 7}},
+        {"ph": "X", "cat": "user_annotation", "name": name, "pid": 1, "tid": 1, "ts": 0, "dur": 9},
+    ]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    assert main(["trace", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "gemm" in said
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda folder: None, "no trace in this folder"),
+        (lambda folder: (folder / "a.json").write_text("hello"), "not JSON"),
+        (lambda folder: (folder / "a.json").write_text(""), "empty"),
+        (lambda folder: (folder / "a.json").write_text('{"traceEvents": []}'), "no event with a time and a length"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(
+    make: Any, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path)
+    assert main(["trace", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert expected in said
+
+
+def test_a_target_that_cannot_be_written_is_said_before_anything_is_read(
+    traces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trace", str(traces), "--html", str(traces / "no" / "where.html")]) == 2
+    assert "does not exist" in capsys.readouterr().err
