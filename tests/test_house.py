@@ -119,7 +119,7 @@ def test_no_modules_import_each_other_in_a_circle_when_they_are_loaded() -> None
     assert not edges, f"in or behind a circle: {sorted(edges)}"
 
 
-READING_HALF = ("profiling.breakdown", "profiling.spans", "profiling.errors")
+READING_HALF = ("profiling.trace.analysis", "profiling.spans", "profiling.errors")
 CHECK = """
 import sys
 from stepladder.launch.cli import main
