@@ -1,0 +1,234 @@
+"""Exchanges between ranks that computation does not hide.
+
+Waiting for a late rank is not counted here (`ranks`): of an exchange that several ranks recorded only what the shortest
+of its kernels took. Each cause below answers for what the one before it leaves.
+"""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from ...spans import Span
+from ..collective_sizes import PAIRWISE, Collective
+from .facts import Facts, Findings, scalar, total
+from .finding import Finding, number, place, size, time
+from .thresholds import (
+    LARGE_MESSAGE_BYTES,
+    MIN_COMMUNICATION_SHARE,
+    MIN_LINK_SHARE,
+    MIN_SHARE,
+    MIN_SMALL_EXCHANGES,
+    SLOW_LINK_GB_S,
+    SMALL_MESSAGE_BYTES,
+)
+
+_GRADIENTS = (Collective.ALL_REDUCE.value, Collective.REDUCE_SCATTER.value)
+_SAME = ["group", "ranks", "type"]
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Of a step."""
+
+    ns: float
+    rank: int
+    rows: pl.DataFrame
+
+
+def exchanges(facts: Facts) -> Findings:
+    """One finding at most: why the exchanges cost what they cost."""
+    rows = _rows(facts)
+    if rows.is_empty():
+        return
+    for rule in (every_microbatch, small_buckets, slow_link, not_overlapped, dominating):
+        found = list(rule(facts, rows))
+        if found:
+            yield from found
+            return
+
+
+def every_microbatch(facts: Facts, rows: pl.DataFrame) -> Findings:
+    """Gradients are reduced after each microbatch of an accumulation."""
+    mine = _gradients(rows)
+    if mine.is_empty():
+        return
+    last = pl.col("microbatch").max().over("rank", "step")
+    early = mine.filter(pl.col("microbatch") < last)
+    cost = _cost(facts, early)
+    if facts.share(cost.ns) < MIN_SHARE:
+        return
+    per = mine.group_by("rank", "step").agg(pl.col("microbatch").n_unique())["microbatch"].max()
+    sharded = bool((early["type"] == Collective.REDUCE_SCATTER.value).any())
+    yield Finding(
+        title="Gradients are reduced in every microbatch of the accumulation",
+        evidence=(
+            f"rank {cost.rank}: reductions after each of {per} microbatches of a step; those before the last one take"
+            f" {time(cost.ns)} of {time(facts.step_ns)}.",
+            _named(cost),
+        ),
+        cause="The backward passes before the last one run without no_sync().",
+        remedy="strategies.fsdp2.reduce_every_microbatch = false   # keeps the whole gradient on each rank"
+        if sharded
+        else "strategies.accumulation.num_microbatches with strategies.ddp: it reduces with the last microbatch only"
+        "\n# in a loop of your own: with model.no_sync(): for all microbatches but the last",
+        measure_next="The number of reductions of a step, and memory: unreduced gradients stay.",
+        **facts.bound(cost.ns),
+        assumptions="The reductions before the last microbatch vanish, and the last one becomes no longer.",
+    )
+
+
+def small_buckets(facts: Facts, rows: pl.DataFrame) -> Findings:
+    """Many reductions where few would do."""
+    mine = _gradients(rows).filter(
+        pl.col("type") == Collective.ALL_REDUCE.value, pl.col("message_bytes").fill_null(0) < SMALL_MESSAGE_BYTES
+    )
+    mine = mine.filter(pl.len().over("rank", "step", "microbatch") >= MIN_SMALL_EXCHANGES)
+    cost = _cost(facts, mine)
+    if facts.share(cost.ns) < MIN_SHARE:
+        return
+    here = cost.rows
+    known = here["message_bytes"].drop_nulls()
+    message = f" of {size(scalar(known.median()))} each (median)" if len(known) else " of unknown size"
+    yield Finding(
+        title="Many small all-reduces: the buckets of gradients are too small",
+        evidence=(
+            f"rank {cost.rank}: {number(here.height / facts.num_steps)} all-reduces a step{message}, which cost"
+            f" {time(cost.ns)} of {time(facts.step_ns)}.",
+            _named(cost),
+        ),
+        cause="Each exchange pays latency; small buckets pay it many times, and never reach the link's bandwidth.",
+        remedy="strategies.ddp.bucket_mib = 25   # and more: 50, 100",
+        measure_next="gradient_sync and bus bandwidth with 25, 50 and 100: too large ones start too late to overlap.",
+        **facts.bound(cost.ns),
+        assumptions="One exchange of the same bytes costs nothing that computation does not hide.",
+    )
+
+
+def slow_link(facts: Facts, rows: pl.DataFrame) -> Findings:
+    """Large messages travel at a small part of what the link can do."""
+    known = rows.filter(pl.col("message_bytes") >= LARGE_MESSAGE_BYTES, pl.col("bus_bytes").is_not_null())
+    known = known.filter(pl.col("transfer_ns") > 0).with_columns(rate=pl.col("bus_bytes") / pl.col("transfer_ns"))
+    share = pl.col("rate") / pl.col("link_gb_s")
+    slow = known.filter((share < MIN_LINK_SHARE) | (pl.col("link_gb_s").is_null() & (pl.col("rate") < SLOW_LINK_GB_S)))
+    cost = _cost(facts, slow)
+    if facts.share(cost.ns) < MIN_COMMUNICATION_SHARE:
+        return
+    here = cost.rows
+    rate = total(here["bus_bytes"]) / total(here["transfer_ns"])
+    peak = here["link_gb_s"].drop_nulls()
+    against = f"{rate / peak[0]:.0%} of the link's {peak[0]:.0f} GB/s" if len(peak) else "the link's peak is unknown"
+    yield Finding(
+        title="Large exchanges are far below what the link can do",
+        evidence=(
+            f"rank {cost.rank}: {number(here.height / facts.num_steps)} exchanges a step of at least"
+            f" {size(LARGE_MESSAGE_BYTES)} reach {rate:.3g} GB/s ({against}), and cost {time(cost.ns)} of"
+            f" {time(facts.step_ns)}.",
+            _named(cost),
+        ),
+        cause="The group spans a slow link (between nodes, PCI Express, TCP), or NCCL has chosen a bad path.",
+        remedy="mesh: put the axis that exchanges most inside a node (tp, dp_shard), dp_replicate across\n"
+        'strategies.ddp.compression = "bf16"   # or strategies.fsdp2.reduce_dtype = "bf16": half the bytes\n'
+        'strategies.nccl.log = "INFO"          # which network and algorithm it uses',
+        measure_next="Bus bandwidth of the same message in nccl-tests on the same ranks.",
+        **facts.bound(cost.ns),
+        assumptions="At the link's peak, and overlapped, these exchanges cost nothing.",
+    )
+
+
+def not_overlapped(facts: Facts, rows: pl.DataFrame) -> Findings:
+    """Nothing computes during the exchanges, though there was enough to compute."""
+    mine = rows.filter(~pl.col("type").is_in([kind.value for kind in PAIRWISE]))
+    cost = _cost(facts, mine)
+    if mine.is_empty() or facts.share(cost.ns) < MIN_COMMUNICATION_SHARE:
+        return
+    here = cost.rows
+    exposed = total(here["exposed_ns"]) / max(total(here["dur_ns"]), 1.0)
+    compute = facts.most(facts.table("steps"), pl.col("compute_ns") + pl.col("overlapped_communication_ns"))
+    if exposed < 0.8 or compute.ns < cost.ns:
+        return
+    yield Finding(
+        title="Exchanges do not overlap with computation",
+        evidence=(
+            f"rank {cost.rank}: {exposed:.0%} of the time of its exchanges nothing computes: {time(cost.ns)} of"
+            f" {time(facts.step_ns)}, beside {time(compute.ns)} of computation.",
+            _named(cost),
+        ),
+        cause="The exchange begins when the last gradient is there, or its result is needed at once: no overlap, no"
+        " prefetch, or one bucket for all.",
+        remedy="strategies.ddp.overlap = true      # and a smaller strategies.ddp.bucket_mib\n"
+        "strategies.fsdp2.overlap = true\nstrategies.fsdp2.prefetch = 2",
+        measure_next="exposed against overlapped communication of a step.",
+        **facts.bound(cost.ns),
+        assumptions="All of it can run beside computation, which does not become slower.",
+    )
+
+
+def dominating(facts: Facts, rows: pl.DataFrame) -> Findings:
+    """Exchanges take much of the step, whatever is done beside them."""
+    cost = _cost(facts, rows)
+    if facts.share(cost.ns) < MIN_COMMUNICATION_SHARE:
+        return
+    yield Finding(
+        title="Exchanges between ranks dominate the step",
+        evidence=(f"rank {cost.rank}: {time(cost.ns)} of {time(facts.step_ns)} is exposed exchange.", _named(cost)),
+        cause="More is exchanged than the step can hide: too many ranks for so little work, or the wrong axes.",
+        remedy="mesh: fewer ranks on the axis that exchanges most, that axis inside a node; or a larger"
+        " batch.microbatch_size, or strategies.accumulation = {}",
+        measure_next="Time of a step on one rank with the same microbatch; the difference is what exchanging costs.",
+        **facts.bound(cost.ns),
+        assumptions="Perfect overlap.",
+    )
+
+
+def _rows(facts: Facts) -> pl.DataFrame:
+    """Exchanges of the steps with cost_ns, transfer_ns, phase and microbatch."""
+    rows, steps = facts.table("collectives"), facts.table("steps")
+    if rows.is_empty() or steps.is_empty():
+        return pl.DataFrame()
+    rows = rows.with_columns(pl.col("step").fill_null(-1))
+    rows = rows.join(steps.select("rank", "step").unique(), on=["rank", "step"], how="semi")
+    phases = facts.table("phase_exchanges")
+    if phases.is_empty():
+        nothing = pl.lit(None, dtype=pl.String)
+        rows = rows.with_columns(within=nothing, phase=nothing, microbatch=pl.lit(-1, dtype=pl.Int64))
+    else:
+        rows = rows.join(phases, on=["rank", "row"], how="left")
+    shortest = pl.col("dur_ns").min().over([*_SAME, "step", "step_order"])
+    alike = pl.col("rank").n_unique().over([*_SAME, "step", "step_order"]) > 1
+    rows = rows.with_columns(transfer_ns=pl.when(alike).then(shortest).otherwise("dur_ns"))
+    return rows.with_columns(cost_ns=pl.min_horizontal("exposed_ns", "transfer_ns"))
+
+
+def _gradients(rows: pl.DataFrame) -> pl.DataFrame:
+    """Reductions of gradients: launched in backward passes, in groups that do not reduce in forward passes."""
+    backward = (Span.BACKWARD.value, Span.GRADIENT_SYNC.value)
+    inside = pl.col("within").is_in(backward) | pl.col("phase").is_in(backward)
+    forward = (pl.col("within") == Span.FORWARD.value).fill_null(False).any().over("rank", *_SAME)
+    return rows.filter(inside & ~forward, pl.col("type").is_in(_GRADIENTS))
+
+
+def _cost(facts: Facts, rows: pl.DataFrame) -> _Cost:
+    """Of a step, on the rank where it is most; on the host all of it costs, for it takes cores from the computation."""
+    if rows.is_empty():
+        return _Cost(0.0, -1, rows)
+    column = pl.when(pl.col("on_host")).then("transfer_ns").otherwise("cost_ns")
+    devices = rows.select(pl.col("device").n_unique().over("rank").max()).item()
+    most = facts.most(rows.drop("device"), column / devices)
+    exposed, hidden = "exposed_communication_ns", "overlapped_communication_ns"
+    here = facts.table("steps").filter(pl.col("rank") == most.rank)
+    # Those that run at the same time cost it once.
+    whole = facts.most(here, pl.col(exposed) + pl.col(hidden) if facts.on_host else pl.col(exposed))
+    return _Cost(min(most.ns, whole.ns), most.rank, rows.filter(pl.col("rank") == most.rank))
+
+
+def _named(cost: _Cost) -> str:
+    """The kind of exchange that costs most, and where."""
+    groups = cost.rows.group_by("name", "type", "ranks", "within", "phase").agg(
+        pl.len().alias("num"), pl.col("cost_ns").sum(), pl.col("step").n_unique().alias("steps")
+    )
+    row = groups.sort("cost_ns", "name", descending=[True, False]).row(0, named=True)
+    ranks = f" among ranks {row['ranks']}" if row["ranks"] else ""
+    where = place(row["within"], row["phase"])
+    return (
+        f"Most of it: {row['type']} ({row['name'][:80]}){ranks}, {row['num']} in {row['steps']} steps, phase {where}."
+    )
