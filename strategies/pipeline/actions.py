@@ -9,8 +9,9 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 _ACTION = re.compile(r"(\d+)([FBIW])(\d+)")
 _PAIR = re.compile(r"\(([^()]*)\)OVERLAP_F_B")
@@ -20,27 +21,31 @@ class TableError(ValueError):
     """An action table that cannot be read; the text says where and why."""
 
 
-class Action(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Action:
     """One piece of work."""
 
     stage: int
     kind: str
     """F, B, I or W."""
     microbatch: int
+    with_next: bool = field(default=False, compare=False)
+    """First of a pair that may overlap: torch sends its result when the other one is done too."""
 
     def __str__(self) -> str:
         return f"{self.stage}{self.kind}{self.microbatch}"
 
 
 Table: TypeAlias = Sequence[Sequence[Action]]
-"""For each rank its actions in order; pauses and overlaps are left out, for data arrive when they arrive."""
+"""For each rank its actions in order; pauses are left out, for data arrive when they arrive."""
 
 
 def parse_cell(cell: str) -> list[Action]:
     """The actions of a cell, none for an empty one. Raises: TableError."""
     cell = cell.strip()
     if pair := _PAIR.fullmatch(cell):
-        return [action for part in pair[1].split(";") for action in parse_cell(part)]
+        actions = [action for part in pair[1].split(";") for action in parse_cell(part)]
+        return [replace(action, with_next=True) for action in actions[:-1]] + actions[-1:]
     if not cell:
         return []
     if not (match := _ACTION.fullmatch(cell)):
@@ -143,7 +148,7 @@ def _order_problems(row: Sequence[Action], num_stages: int) -> Iterator[str]:
     if forwards != sorted(forwards):
         yield "the last stage must take the microbatches in order: the losses are looked up by their number"
     for action in row:
-        before = action._replace(kind=needs[action.kind]) if action.kind in needs else None
+        before = replace(action, kind=needs[action.kind]) if action.kind in needs else None
         if before is not None and before not in seen:
             yield f"{action} comes before {before}; put it after"
             return

@@ -36,6 +36,7 @@ def simulate(
     num_stages = len(forward)
     ends: dict[Action, float] = {}
     clocks, busy, at = [0.0] * len(table), [0.0] * len(table), [0] * len(table)
+    held: list[list[Action]] = [[] for _ in table]
     progress = True
     while progress:
         progress = False
@@ -54,7 +55,9 @@ def simulate(
                 }[action.kind]
                 clocks[rank] = max(clocks[rank], ready) + takes
                 busy[rank] += takes
-                ends[action] = clocks[rank]
+                for done in (*held[rank], action) if not action.with_next else ():
+                    ends[done] = clocks[rank]  # what an action makes leaves when its pair is done
+                held[rank] = [*held[rank], action] if action.with_next else []
                 at[rank] += 1
                 progress = True
     for rank, row in enumerate(table):
@@ -65,7 +68,7 @@ def simulate(
 
 def _ready(action: Action, ends: dict[Action, float], num_stages: int) -> float | None:
     """When everything that an action needs is there; None if it is not known yet."""
-    stage, kind, microbatch = action
+    stage, kind, microbatch = action.stage, action.kind, action.microbatch
     if kind == "F":
         return 0.0 if stage == 0 else ends.get(Action(stage - 1, "F", microbatch))
     if kind == "W":
@@ -80,13 +83,14 @@ def formula(schedule: str, num_ranks: int, stages_per_rank: int, num_microbatche
     """Share of time in which the ranks wait, for equal stages and a backward twice as long as the forward.
 
     p ranks, v stages on each, m microbatches: (p-1) / (vm + p-1). Where the halves of backward are run apart, the
-    weights' half fills two thirds of what is left: (p-1) / (3vm + p-1). None where no closed form is known: a CSV, or
-    a V with fewer microbatches than it needs to fill up.
+    weights' half fills two thirds of what is left: (p-1) / (3vm + p-1); dualpipev has twice these waits, because torch
+    sends the results of an overlapping pair when both are done. None where no closed form is known: a CSV, or a V with
+    fewer microbatches than it needs to fill up.
     Source: Narayanan et al. 2021, arXiv:2104.04473 (2.2); Qi et al. 2023, arXiv:2401.10241; Qi et al. 2024,
     arXiv:2405.15362; for torch's tables confirmed by `simulate`.
     """
     if schedule == "csv" or (schedule in V_SHAPED and num_microbatches < 2 * num_ranks - 1):
         return None
     thirds = 3 if schedule in SPLITS_BACKWARD else 1
-    waits = num_ranks - 1
+    waits = (num_ranks - 1) * (2 if schedule == "dualpipev" else 1)
     return waits / (thirds * stages_per_rank * num_microbatches + waits)
