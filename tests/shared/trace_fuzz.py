@@ -126,3 +126,25 @@ def limit_memory() -> None:
     """From now on this process may gain so much address space, and no more."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + EXTRA_BYTES, resource.RLIM_INFINITY))
+
+
+def texts() -> list[bytes]:
+    """Small real traces, of a device and of a CPU."""
+    data = Path(__file__).parent.parent / "profiling" / "trace" / "data"
+    return [
+        gzip.decompress((data / name / "rank-0.json.gz").read_bytes()) for name in ("cpu_only", "amd_mi250_minitoy")
+    ]
+
+
+def analyse_all(path: Path) -> None:
+    """Everything that `stepladder trace` does with a file, but for writing it down."""
+    from stepladder.profiling.trace import analysis, text
+    from stepladder.profiling.trace.job import Reading
+    from stepladder.profiling.trace.page import content_of
+    from stepladder.profiling.trace.report.write import page_of
+
+    makers = (*analysis.STANDARD, analysis.of_shapes, analysis.of_drawing, analysis.of_attribution)
+    reading = Reading(detail=True, cache=False, num_processes=1)
+    found = analysis.analyse([path], makers, reading=reading)
+    list(text.summary(found))
+    page_of(content_of(found, title=path.name))
