@@ -23,6 +23,9 @@ from .thresholds import (
 )
 
 _GRADIENTS = (Collective.ALL_REDUCE.value, Collective.REDUCE_SCATTER.value)
+_MOST_SENT = 2
+"""Bytes that a rank of a large group sends for each byte of an all-reduce."""
+_UNTOLD = ("How many bytes is not in the trace, so it may also be the link: profiler.record_shapes = true tells.",)
 _SAME = ["group", "ranks", "type"]
 
 
@@ -40,7 +43,12 @@ def exchanges(facts: Facts) -> Findings:
     rows = _rows(facts)
     if rows.is_empty():
         return
-    for rule in (every_microbatch, small_buckets, slow_link, not_overlapped, dominating):
+    rules = (every_microbatch, small_buckets, slow_link, not_overlapped, dominating)
+    if facts.in_pipeline:
+        # Receiving waits for the stage before, and without groups stages are not told apart: see `ranks`.
+        rows = rows.filter(~pl.col("type").is_in([kind.value for kind in PAIRWISE]))
+        rules = rules[:3] if (rows["group"] == "").any() else rules
+    for rule in rules:
         found = list(rule(facts, rows))
         if found:
             yield from found
@@ -106,8 +114,10 @@ def small_buckets(facts: Facts, rows: pl.DataFrame) -> Findings:
 
 def slow_link(facts: Facts, rows: pl.DataFrame) -> Findings:
     """Large messages travel at a small part of what the link can do."""
-    known = rows.filter(pl.col("message_bytes") >= LARGE_MESSAGE_BYTES, pl.col("bus_bytes").is_not_null())
-    known = known.filter(pl.col("transfer_ns") > 0).with_columns(rate=pl.col("bus_bytes") / pl.col("transfer_ns"))
+    known = rows.filter(pl.col("message_bytes") >= LARGE_MESSAGE_BYTES, pl.col("transfer_ns") > 0)
+    # Of a group of unknown size: what the largest would have to send.
+    known = known.with_columns(pl.col("bus_bytes").fill_null(_MOST_SENT * pl.col("message_bytes")))
+    known = known.with_columns(rate=pl.col("bus_bytes") / pl.col("transfer_ns"))
     share = pl.col("rate") / pl.col("link_gb_s")
     slow = known.filter((share < MIN_LINK_SHARE) | (pl.col("link_gb_s").is_null() & (pl.col("rate") < SLOW_LINK_GB_S)))
     cost = _cost(facts, slow)
@@ -152,6 +162,7 @@ def not_overlapped(facts: Facts, rows: pl.DataFrame) -> Findings:
             f"rank {cost.rank}: {exposed:.0%} of the time of its exchanges nothing computes: {time(cost.ns)} of"
             f" {time(facts.step_ns)}, beside {time(compute.ns)} of computation.",
             _named(cost),
+            *_UNTOLD[: 1 if here["message_bytes"].is_null().all() else 0],
         ),
         cause="The exchange begins when the last gradient is there, or its result is needed at once: no overlap, no"
         " prefetch, or one bucket for all.",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import polars as pl
 
+from ...spans import Span
+
 if TYPE_CHECKING:
     from ..analysis import Analysis
     from .finding import Finding
@@ -80,6 +82,13 @@ class Facts:
         """Whether the traces have no device, so that what is said is of the host."""
         steps = self.table("steps")
         return steps.is_empty() or bool((steps["device"] < 0).all())
+
+    @cached_property
+    def in_pipeline(self) -> bool:
+        """Whether the ranks are stages of a pipeline."""
+        phases = self.table("phases")
+        span = Span.PIPELINE.value
+        return not phases.is_empty() and bool(((phases["phase"] == span) | (phases["within"] == span)).any())
 
     def by_rank(self, frame: pl.DataFrame, column: str | pl.Expr) -> pl.DataFrame:
         """(rank, ns) of a step: sums over steps, and over devices if the frame has them, by how many there were."""

@@ -94,6 +94,7 @@ def tiny_operators(facts: Facts) -> Findings:
     num = total(here["num_short"]) / facts.num_steps
     if num < MIN_SHORT_OPERATORS or facts.share(short.ns) < SHORT_OPERATORS_SHARE:
         return
+    here = here.filter(pl.col("num_short") > 0)
     top = here.group_by("name", maintain_order=True).agg(pl.col("num_short", "short_ns").sum()).head(_MAX_NAMES)
     yield Finding(
         title="Many tiny operators: the step is bound by their dispatch",

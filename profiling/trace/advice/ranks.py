@@ -14,7 +14,7 @@ _ITS_OWN_ADVICE = (Span.DATA_WAIT.value,)
 def straggler(facts: Facts) -> Findings:
     """The others wait for one rank, step after step."""
     waits = facts.table("collective_waits")
-    if waits.is_empty() or _pipelined(facts):
+    if waits.is_empty() or facts.in_pipeline:
         return
     waits = waits.filter(~pl.col("type").is_in([kind.value for kind in PAIRWISE]), pl.col("cost_ns") > 0)
     by_rank = waits.group_by("last_rank").agg(pl.col("cost_ns").sum()).sort("cost_ns", descending=True)
@@ -56,7 +56,7 @@ def straggler(facts: Facts) -> Findings:
 def pipeline(facts: Facts) -> Findings:
     """The stages wait for each other."""
     found, phases = facts.table("steps"), facts.table("phases")
-    if not _pipelined(facts) or found["rank"].n_unique() < 2:
+    if not facts.in_pipeline or found["rank"].n_unique() < 2:
         return
     busy = facts.by_rank(found, pl.col("compute_ns") + pl.col("overlapped_communication_ns"))
     mean, most = scalar(busy["ns"].mean()), scalar(busy["ns"].max())
@@ -90,11 +90,6 @@ def pipeline(facts: Facts) -> Findings:
 
 def _in_pipeline() -> pl.Expr:
     return (pl.col("phase") == Span.PIPELINE.value) | (pl.col("within") == Span.PIPELINE.value)
-
-
-def _pipelined(facts: Facts) -> bool:
-    phases = facts.table("phases")
-    return not phases.is_empty() and not phases.filter(_in_pipeline()).is_empty()
 
 
 def _excess(facts: Facts, rank: int) -> tuple[str, str, float] | None:
