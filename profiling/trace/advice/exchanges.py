@@ -25,7 +25,9 @@ from .thresholds import (
 _GRADIENTS = (Collective.ALL_REDUCE.value, Collective.REDUCE_SCATTER.value)
 _MOST_SENT = 2
 """Bytes that a rank of a large group sends for each byte of an all-reduce."""
+_ALONE = " Only one rank's trace has them, so waiting for a late rank is in it."
 _UNTOLD = ("How many bytes is not in the trace, so it may also be the link: profiler.record_shapes = true tells.",)
+_AUTOGRAD = "autograd::engine::evaluate_function"
 _SAME = ["group", "ranks", "type"]
 
 
@@ -57,7 +59,7 @@ def exchanges(facts: Facts) -> Findings:
 
 def every_microbatch(facts: Facts, rows: pl.DataFrame) -> Findings:
     """Gradients are reduced after each microbatch of an accumulation."""
-    mine = _gradients(rows)
+    mine = _gradients(facts, rows)
     if mine.is_empty():
         return
     last = pl.col("microbatch").max().over("rank", "step")
@@ -87,7 +89,7 @@ def every_microbatch(facts: Facts, rows: pl.DataFrame) -> Findings:
 
 def small_buckets(facts: Facts, rows: pl.DataFrame) -> Findings:
     """Many reductions where few would do."""
-    mine = _gradients(rows).filter(
+    mine = _gradients(facts, rows).filter(
         pl.col("type") == Collective.ALL_REDUCE.value, pl.col("message_bytes").fill_null(0) < SMALL_MESSAGE_BYTES
     )
     mine = mine.filter(pl.len().over("rank", "step", "microbatch") >= MIN_SMALL_EXCHANGES)
@@ -206,16 +208,23 @@ def _rows(facts: Facts) -> pl.DataFrame:
         rows = rows.join(phases, on=["rank", "row"], how="left")
     shortest = pl.col("dur_ns").min().over([*_SAME, "step", "step_order"])
     alike = pl.col("rank").n_unique().over([*_SAME, "step", "step_order"]) > 1
-    rows = rows.with_columns(transfer_ns=pl.when(alike).then(shortest).otherwise("dur_ns"))
+    rows = rows.with_columns(alike=alike, transfer_ns=pl.when(alike).then(shortest).otherwise("dur_ns"))
     return rows.with_columns(cost_ns=pl.min_horizontal("exposed_ns", "transfer_ns"))
 
 
-def _gradients(rows: pl.DataFrame) -> pl.DataFrame:
-    """Reductions of gradients: launched in backward passes, in groups that do not reduce in forward passes."""
+def _gradients(facts: Facts, rows: pl.DataFrame) -> pl.DataFrame:
+    """Reductions of gradients: launched in backward passes, in groups that do not reduce in forward passes.
+
+    Where passes are not marked, every reduction of a program that has a backward pass.
+    """
+    operators, reduces = facts.table("phase_operators"), pl.col("type").is_in(_GRADIENTS)
+    if (rows["microbatch"] < 0).all():
+        trains = not operators.is_empty() and operators["name"].str.starts_with(_AUTOGRAD).any()
+        return rows.filter(reduces) if trains else rows.clear()
     backward = (Span.BACKWARD.value, Span.GRADIENT_SYNC.value)
     inside = pl.col("within").is_in(backward) | pl.col("phase").is_in(backward)
     forward = (pl.col("within") == Span.FORWARD.value).fill_null(False).any().over("rank", *_SAME)
-    return rows.filter(inside & ~forward, pl.col("type").is_in(_GRADIENTS))
+    return rows.filter(inside & ~forward, reduces)
 
 
 def _cost(facts: Facts, rows: pl.DataFrame) -> _Cost:
@@ -240,6 +249,7 @@ def _named(cost: _Cost) -> str:
     row = groups.sort("cost_ns", "name", descending=[True, False]).row(0, named=True)
     ranks = f" among ranks {row['ranks']}" if row["ranks"] else ""
     where = place(row["within"], row["phase"])
-    return (
+    said = (
         f"Most of it: {row['type']} ({row['name'][:80]}){ranks}, {row['num']} in {row['steps']} steps, phase {where}."
     )
+    return said + ("" if cost.rows["alike"].any() else _ALONE)

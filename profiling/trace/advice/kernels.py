@@ -20,7 +20,7 @@ from .thresholds import (
 
 _OPTIMIZER = r"^Optimizer\.step#|stepladder::optimizer$"
 _HAS_FUSED = r"(?i)adam|sgd|adagrad"
-_IS_FUSED = r"_fused_|CompiledFxGraph|Torch-Compiled Region"
+_IS_FUSED = r"_fused_|^Optimizer\.step#Fused|CompiledFxGraph|Torch-Compiled Region"
 _MAX_NAMES = 3
 
 
@@ -121,7 +121,7 @@ def optimizer(facts: Facts) -> Findings:
         return
     phase = pl.col("phase").str.contains(_OPTIMIZER) | pl.col("within").str.contains(_OPTIMIZER)
     mine = every.filter(phase)
-    if mine.is_empty() or mine["name"].str.contains(_IS_FUSED).any():
+    if mine.is_empty() or mine.select(pl.any_horizontal(pl.col("name", "phase").str.contains(_IS_FUSED)).any()).item():
         return
     spent, calls = _optimizer_time(facts, phase), mine.group_by("rank").agg(pl.col("num").sum())["num"].max()
     num = scalar(calls) / facts.num_steps
