@@ -46,11 +46,12 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
 def _analysis(options: argparse.Namespace) -> int:
     from ..profiling.trace import analysis, text
+    from ..profiling.trace.advice import advise, of_advice
     from ..profiling.trace.job import Reading
 
     makers = list(analysis.COMPAT if options.compat else analysis.STANDARD)
-    if not (options.compat or options.quick):
-        makers.append(analysis.of_shapes)
+    if not options.compat:
+        makers += [of_advice] if options.quick else [of_advice, analysis.of_shapes]
     if options.html is not None:
         if options.compat:
             raise UsageError("--html: shows exact definitions; remove --compat or --html")
@@ -59,16 +60,20 @@ def _analysis(options: argparse.Namespace) -> int:
         detail=not (options.quick or options.compat), cache=not options.no_cache, num_processes=options.processes
     )
     found = analysis.analyse(options.paths, makers, reading=reading, progress=_progress())
+    findings = [] if options.compat else advise(found)
     to_stdout = str(options.json) == "-"
     if options.json is not None:
-        _write_json(options.json, found)
+        advice = [finding.row() for finding in findings]
+        _write_tables(options.json, found.tables, ranks=list(found.ranks), notes=list(found.notes), advice=advice)
     if not to_stdout:
-        print(*(_plain_tables(found) if options.compat else text.summary(found)), sep="\n")
+        whole = _plain_tables(found) if options.compat else [*text.summary(found), *text.advice_lines(findings, found)]
+        print(*whole, sep="\n")
     if options.html is not None:
         from ..profiling.trace.page import content_of
         from ..profiling.trace.report import write_report
 
-        write_report(options.html, content_of(found, title=str(options.paths[0])))
+        rows = [finding.row() for finding in findings]
+        write_report(options.html, content_of(found, title=str(options.paths[0]), advice=rows))
         _say(f"report: {options.html}", to_stdout)
     if options.perfetto is not None:
         from ..profiling.trace.job import open_trace, trace_files
@@ -84,20 +89,22 @@ def _analysis(options: argparse.Namespace) -> int:
 def after_run(folder: Path) -> list[str]:
     """What a run's traces say when it is over; leaves the report in its folder."""
     from ..profiling.trace import analysis, text
+    from ..profiling.trace.advice import advise, of_advice
     from ..profiling.trace.job import Reading
     from ..profiling.trace.page import content_of
     from ..profiling.trace.report import write_report
 
     report = folder / "report.html"
-    makers = (*analysis.STANDARD, analysis.of_shapes, analysis.of_drawing)
+    makers = (*analysis.STANDARD, of_advice, analysis.of_shapes, analysis.of_drawing)
     # One after the other: the process still holds a training, which its children would begin anew.
     reading = Reading(detail=True, cache=False, num_processes=1)
     try:
         found = analysis.analyse([folder / "traces"], makers, reading=reading)
-        write_report(report, content_of(found, title=folder.name))
+        findings = advise(found)
+        write_report(report, content_of(found, title=folder.name, advice=[each.row() for each in findings]))
     except (TraceError, OSError) as error:
         return [f"no analysis: {error}"]
-    return [*text.summary(found), "", f"report      {report}"]
+    return [*text.summary(found), *text.advice_lines(findings, found), "", f"report      {report}"]
 
 
 def _difference(options: argparse.Namespace) -> int:
@@ -142,10 +149,6 @@ def _plain_tables(found: "Analysis") -> list[str]:
 
     with pl.Config(tbl_rows=30, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_width_chars=200):
         return [f"{name}\n{table}" for name, table in found.tables.items() if table.height]
-
-
-def _write_json(path: Path, found: "Analysis") -> None:
-    _write_tables(path, found.tables, ranks=list(found.ranks), notes=list(found.notes))
 
 
 def _write_tables(path: Path, tables: Any, **more: Any) -> None:

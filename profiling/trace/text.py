@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from ..spans import PREFIX
+from .advice import Finding, nothing_found
 from .analysis import Analysis
 from .kernel_names import short_form
 
@@ -18,6 +19,7 @@ PARTS = {
 }
 """Columns of a step, and the words for them; the five add up to the step."""
 _MAX_ROWS = 10
+_MAX_ADVICE = 5
 _MAX_RANKS = 16
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -225,6 +227,23 @@ def difference_lines(by_part: pl.DataFrame, found: pl.DataFrame) -> Iterator[str
 
 def _sum(table: pl.DataFrame, column: str) -> float:
     return float(table.select(pl.col(column).sum()).item())
+
+
+def advice_lines(findings: Sequence[Finding], analysis: Analysis) -> Iterator[str]:
+    """What to try, ranked by what it can win; or that there is nothing to say."""
+    yield ""
+    if not findings:
+        yield nothing_found(analysis)
+        return
+    yield "advice, by what it can win at most"
+    for place, finding in enumerate(findings[:_MAX_ADVICE], start=1):
+        yield f"{place}. {_plain(finding.title)}: at most {_ms(finding.wins_at_most_ns)} ms of a step"
+        yield from (f"   seen: {_plain(each)}" for each in finding.evidence)
+        yield f"   cause: {_plain(finding.cause)}"
+        yield from (f"   try: {_plain(line)}" for line in finding.remedy.splitlines())
+        yield f"   then measure: {_plain(finding.measure_next)}"
+    if len(findings) > _MAX_ADVICE:
+        yield f"({len(findings) - _MAX_ADVICE} more in the report)"
 
 
 def _signed(ns: float) -> str:

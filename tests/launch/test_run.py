@@ -24,7 +24,7 @@ from stepladder.launch.plan import make_plan
 from stepladder.launch.ranks import Ranks, StopRequest
 from stepladder.launch.run_folder import git_state
 from stepladder.launch.session import Session
-from stepladder.profiling.breakdown import read_folder
+from stepladder.profiling.trace.load import read_trace
 from stepladder.trainer.checkpoint.errors import CheckpointError
 
 Write = Callable[..., Path]
@@ -124,15 +124,16 @@ def test_the_git_state_is_that_of_the_working_directory(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
 
 
-def test_a_profiled_run_leaves_a_trace_of_each_rank_and_prints_the_breakdown(two: tuple[Path, str]) -> None:
+def test_a_profiled_run_leaves_a_trace_of_each_rank_their_analysis_and_the_report(two: tuple[Path, str]) -> None:
     folder, out = two
     names = sorted(path.name for path in (folder / "traces").iterdir())
 
     assert names == ["rank-0.step-5.pt.trace.json.gz", "rank-1.step-5.pt.trace.json.gz"]  # 2 + 1 warm-up + 2
     for name in names:
         assert json.loads(gzip.decompress((folder / "traces" / name).read_bytes()))["traceEvents"]
-    assert [each.num_steps for each in read_folder(folder / "traces")] == [2, 2]
-    for word in ("forward", "backward", "gradient_sync", "optimizer", "rank 0 ms", "rank 1 ms"):
+        assert read_trace(folder / "traces" / name).steps.height == 2
+    assert "Content-Security-Policy" in (folder / "report.html").read_text()
+    for word in ("ranks 0, 1", "a step, mean", "backward", "gradient_sync", "clip", "report.html"):
         assert word in out
 
 

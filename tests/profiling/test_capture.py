@@ -1,5 +1,6 @@
 """Windows of the profiler: which steps they hold, what their files are called, and that none is half written."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,12 @@ import pytest
 import torch
 
 from stepladder.profiling import capture
-from stepladder.profiling.breakdown import rank_breakdown, read_events
 from stepladder.profiling.capture import Schedule, publish, torch_profiler, trace_name
+from stepladder.profiling.trace.load import read_trace
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    return json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
 
 
 def windows(schedule: Schedule, num_steps: int) -> dict[int, list[int]]:
@@ -49,7 +54,7 @@ def test_each_window_is_a_file_named_by_its_last_step(schedule: Schedule, first_
         marks = {e["name"] for e in events if re.fullmatch(r"ProfilerStep#\d+", str(e.get("name")))}
         assert marks == {f"ProfilerStep#{step}" for step in steps}
         assert any(e.get("name") == "aten::add_" for e in events)
-        assert rank_breakdown(events, 7).num_steps == schedule.active
+        assert read_trace(tmp_path / name).steps.height == schedule.active
 
 
 def test_a_run_that_ends_within_a_window_leaves_a_whole_file(tmp_path: Path) -> None:
@@ -61,7 +66,7 @@ def test_a_run_that_ends_within_a_window_leaves_a_whole_file(tmp_path: Path) -> 
         raise KeyError("the run fails here")
     (path,) = tmp_path.iterdir()
     assert path.name == trace_name(0, 3)
-    assert rank_breakdown(read_events(path), 0).num_steps >= 2
+    assert read_trace(path).steps.height >= 2
 
 
 def test_options_reach_the_trace(tmp_path: Path) -> None:
