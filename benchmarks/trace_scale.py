@@ -4,7 +4,7 @@ import gzip
 import re
 from pathlib import Path
 
-_STEP = re.compile(rb'ProfilerStep#(\d+)')
+_STEP = re.compile(rb"ProfilerStep#(\d+)")
 _TIME = re.compile(rb'"ts": (\d+)(?:\.(\d{3}))?')
 _LENGTH = re.compile(rb'"dur": (\d+)')
 _ID = re.compile(
