@@ -60,8 +60,15 @@ def matrix(layout: dict[str, Any], *, compiled: bool) -> dict[str, dict[str, Any
     return cases
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compile"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+COMBINATIONS = [
+    *((layout, False) for layout in LAYOUTS),
+    ("fsdp2", True),
+    *(pytest.param(layout, True, marks=pytest.mark.slow) for layout in LAYOUTS if layout != "fsdp2"),
+]
+"""Inductor takes most of their time; the layout with the most to break is always compiled."""
+
+
+@pytest.mark.parametrize(("layout", "compiled"), COMBINATIONS)
 def test_every_combination_takes_the_steps_of_one_process(layout: str, compiled: bool, run_ranks: Any) -> None:
     num_ranks, strategies = LAYOUTS[layout]
     cases = matrix(strategies, compiled=compiled)
