@@ -225,6 +225,7 @@ def faulty_outcome(name: str) -> Outcome:
     return outcome(Case(num_ranks=num_ranks, strategies=strategies), tamper=fault)
 
 
+@pytest.mark.slow  # those of the matrix, which are more, are tried in every run of the fast suite
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_comparison_catches_a_fault(name: str, truth: Outcome, run_ranks: Any) -> None:
     """Negative controls: what the matrix above would say if the mathematics had changed."""

@@ -139,9 +139,10 @@ def four(run_ranks: Callable[..., Any]) -> dict[str, Any]:
     return run_ranks(on_four_ranks, 4)
 
 
-def test_slices_take_the_steps_of_one_process(two: dict[str, Any], four: dict[str, Any]) -> None:
-    cases = list((ON_TWO | ON_FOUR).items())
-    for (name, each), found in zip(cases, two["outcomes"] + four["outcomes"], strict=True):
+@pytest.mark.parametrize("ranks", ["two", pytest.param("four", marks=pytest.mark.slow)])
+def test_slices_take_the_steps_of_one_process(ranks: str, request: pytest.FixtureRequest) -> None:
+    cases = ON_TWO if ranks == "two" else ON_FOUR
+    for (name, each), found in zip(cases.items(), request.getfixturevalue(ranks)["outcomes"], strict=True):
         truth = reference(each)
         loss, gradient = differences(found, truth)
         assert loss <= LOSS_TOLERANCE, f"{name}: losses differ by {loss:.2e}"
@@ -154,7 +155,7 @@ def test_the_comparison_catches_gradients_that_nobody_summed(two: dict[str, Any]
     assert gradient > 100 * GRADIENT_TOLERANCE
 
 
-def test_every_parameter_lies_on_the_axis(two: dict[str, Any], four: dict[str, Any]) -> None:
+def test_every_parameter_lies_on_the_axis(two: dict[str, Any]) -> None:
     placements = two["layout"]["placements"]
     assert set(placements) == {name for name, _ in DecoderConfig(**SMALL).build().named_parameters()}
     sliced = {name: placement for name, placement in placements.items() if not name.endswith("norm.weight")}
@@ -162,6 +163,10 @@ def test_every_parameter_lies_on_the_axis(two: dict[str, Any], four: dict[str, A
     assert {name for name, placement in sliced.items() if placement == "S(1)"} == rows
     assert {placement for name, placement in sliced.items() if name not in rows} == {"S(0)"}
     assert {placements[name] for name in placements.keys() - sliced.keys()} == {"R"}
+
+
+@pytest.mark.slow
+def test_on_a_mesh_of_two_axes_they_do_too(four: dict[str, Any]) -> None:
     assert "none" not in four["layout"]["placements"].values()
 
 
