@@ -105,7 +105,7 @@ VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_option_that_only_reorders_keeps_the_steps(num_ranks: int, run_ranks: Any) -> None:
     cases = {name: strategies for name, (ranks, strategies) in VARIANTS.items() if ranks == num_ranks}
     assert cases
@@ -141,7 +141,7 @@ HALF: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_half_precision_stays_close(num_ranks: int, run_ranks: Any) -> None:
     """Close, and not equal: a run that silently stayed in float32 fails as well."""
     cases = {name: strategies for name, (ranks, strategies) in HALF.items() if ranks == num_ranks}
@@ -166,7 +166,7 @@ def with_evaluation(strategies: dict[str, Any]) -> tuple[Outcome, Outcome]:
     return outcome(case), outcome(case, tamper=evaluated)
 
 
-@pytest.mark.parametrize("reshard", [True, False])
+@pytest.mark.parametrize("reshard", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_evaluation_changes_no_step(reshard: bool, run_ranks: Any) -> None:
     """A forward pass without backward leaves FSDP2 gathered: what is clipped must be the shards all the same."""
     strategies = {"fsdp2": {"reshard_after_forward": reshard}, "clip": {"max_norm": 0.01}}
