@@ -23,7 +23,7 @@ def scale(source: Path, target: Path, num_bytes: int) -> None:
     end = text.rindex(b"\n  }\n")
     events = text[begin:end].lstrip().removeprefix(b"{").split(SEPARATOR)
     once = [event for event in events if _ONCE.search(event)]
-    again = b"\n  },\n  {".join(event for event in events if not _ONCE.search(event))
+    again = SEPARATOR.join(event for event in events if not _ONCE.search(event))
     steps = [int(each) for each in _STEP.findall(again)]
     num_steps = max(steps, default=0) - min(steps, default=0) + 1
     times = [int(each[0]) for each in _TIME.findall(again)]

@@ -16,7 +16,7 @@ from ..errors import TraceError
 from .kinds import Kind, kind_of
 from .parse import ARGS_WHOLE, Piece
 from .source import Source
-from .tables import EXTERNAL, Trace
+from .tables import EXTERNAL, Trace, job_of
 
 _KINDS = list(Kind)
 _RANK_IN_NAME = re.compile(r"rank[-_]?(\d+)")
@@ -134,8 +134,8 @@ class Assembly:
             raise TraceError(f"{source.path}: no event with a time and a length; nothing to analyse")
         base = source.header.get("baseTimeNanoseconds")
         ts = np.concatenate(self._columns.pop("ts"))
-        if isinstance(base, int) and 0 <= base < 1 << 61 and int(np.abs(ts).max()) < 1 << 61:
-            ts += base
+        shift = base if isinstance(base, int) and 0 <= base < 1 << 61 and int(np.abs(ts).max()) < 1 << 61 else 0
+        ts += shift
         dur = np.concatenate(self._columns.pop("dur"))
         order = _by_time(ts, dur)
         made: dict[str, pl.Series] = {"ts": pl.Series(ts[order]), "dur": pl.Series(dur[order])}
@@ -148,7 +148,6 @@ class Assembly:
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         events = pl.DataFrame(made).with_row_index("row")
-        shift = base if isinstance(base, int) else 0
         return Trace(
             path=source.path,
             rank=_rank(source),
@@ -217,8 +216,7 @@ def _argument(parts: Sequence[tuple[np.ndarray, pa.Array]], place: np.ndarray) -
 
 def _rank(source: Source) -> int | None:
     """By the header, else by the file's name."""
-    info = source.header.get("distributedInfo")
-    rank = cast(dict[str, Any], info).get("rank") if isinstance(info, dict) else None
+    rank = job_of(source.header).get("rank")
     if isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < 1 << 31:
         return rank
     match = _RANK_IN_NAME.search(source.path.name)

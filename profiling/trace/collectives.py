@@ -17,7 +17,7 @@ from .intervals import measure, union
 from .kinds import Kind
 from .launchers import enclosing, launchers
 from .peaks import GIGA, Peak, device_peak
-from .tables import Trace
+from .tables import Trace, job_of
 
 _C10D = "c10d::"
 _BEFORE = -(1 << 62)
@@ -174,9 +174,8 @@ def _translated(words: pl.Series, meanings: Mapping[str, Any], kind: type[pl.Dat
 
 def _with_size(trace: Trace, rows: pl.DataFrame) -> pl.DataFrame:
     """Groups; where nothing is said, the whole job if it has no other."""
-    info = trace.header.get("distributedInfo")
-    world = info.get("world_size") if isinstance(info, dict) else None
-    alone = isinstance(info, dict) and info.get("pg_count", 1) == 1
+    job = job_of(trace.header)
+    world, alone = job.get("world_size"), job.get("pg_count", 1) == 1
     size = world if alone and isinstance(world, int) and 0 < world < 1 << 31 else None
     untold = pl.col("Process Group Name").is_null() & pl.col("Process Group Ranks").is_null()
     return rows.with_columns(

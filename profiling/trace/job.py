@@ -6,15 +6,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from ..errors import TraceError
 from .cache import load_cached, save_cached
 from .load import Progress, read_trace
 from .source import Limits
-from .tables import Trace
+from .tables import Trace, job_of
 
 T = TypeVar("T")
 
@@ -149,8 +149,7 @@ def _in_processes(
 
 def _one(path: Path, work: Callable[[Trace], T], reading: Reading, num_threads: int | None) -> Done[T]:
     trace = open_trace(path, reading, num_threads=num_threads)
-    info = trace.header.get("distributedInfo")
-    size = cast(dict[str, Any], info).get("world_size") if isinstance(info, dict) else None
+    size = job_of(trace.header).get("world_size")
     return Done(
         path=path,
         rank=-1 if trace.rank is None else trace.rank,
@@ -163,8 +162,6 @@ def _one(path: Path, work: Callable[[Trace], T], reading: Reading, num_threads: 
 
 def _with_ranks(made: list[Done[T]], files: Sequence[Path], problems: list[str]) -> list[Done[T]]:
     """By rank; files that do not say theirs get the free ones in order, and of two with the same the first stays."""
-    from dataclasses import replace
-
     order = {path: place for place, path in enumerate(files)}
     made = sorted(made, key=lambda each: order[each.path])
     taken: dict[int, Done[T]] = {}

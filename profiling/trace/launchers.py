@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from .kinds import Kind
+from .nesting import innermost_at
 from .tables import Trace
 
 
@@ -50,26 +51,9 @@ def enclosing(launches: pl.DataFrame, ranges: pl.DataFrame) -> np.ndarray:
         if len(mine):
             which = np.flatnonzero((tracks == track).fill_null(False).to_numpy())
             at = launches["launch_ts"].gather(which).to_numpy()
-            inner = innermost(mine["ts"].to_numpy(), mine["dur"].to_numpy(), at)
+            inner = innermost_at(mine["ts"].to_numpy(), (mine["ts"] + mine["dur"]).to_numpy(), at)
             rows[which] = np.where(inner >= 0, mine["row"].to_numpy().astype(np.int64)[inner], -1)
     return rows
-
-
-def innermost(ts: np.ndarray, dur: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The latest started event [ts, ts + dur) that runs at each time, as a position; -1 for none.
-
-    Events are sorted by start, containing ones first, and nest, as those of one thread do.
-    """
-    if not len(ts):
-        return np.full(len(at), -1, dtype=np.int64)
-    end = ts + dur
-    around = parents(end)
-    place = np.searchsorted(ts, at, side="right") - 1
-    while True:
-        ended = (place >= 0) & (end[place] <= at)
-        if not ended.any():
-            return place
-        place[ended] = around[place[ended]]
 
 
 def parents(end: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -12,6 +12,12 @@ from ..spans import PROFILER_STEP
 from .kinds import ON_DEVICE, Kind
 
 EXTERNAL = "External id"
+
+
+def job_of(header: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a header says of the job: rank, world_size, pg_config; empty if nothing."""
+    info = header.get("distributedInfo")
+    return cast(dict[str, Any], info) if isinstance(info, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

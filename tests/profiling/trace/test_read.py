@@ -92,6 +92,13 @@ def test_the_base_time_of_the_file_is_added(tmp_path: Path) -> None:
     assert found.events["ts"].to_list() == [1_700_000_000_000_010_500]
 
 
+def test_a_base_time_beyond_all_dates_is_left_out_everywhere(tmp_path: Path) -> None:
+    instant = {"ph": "i", "name": "mark", "pid": 1, "tid": 2, "ts": 4}
+    found = read_trace(write(tmp_path, event(), instant, baseTimeNanoseconds=1 << 70))
+    assert found.events["ts"].to_list() == [10500]
+    assert found.instants["ts"].to_list() == [4000]
+
+
 def test_members_behind_the_events_are_read_as_those_before_them(tmp_path: Path) -> None:
     info = '"distributedInfo": {"rank": 7, "world_size": 8}'
     devices = '"deviceProperties": [{"id": 0}, {"id": 1}]'
