@@ -13,14 +13,19 @@ from .nesting import innermost_at
 from .tables import Trace
 
 
+def launch_calls(trace: Trace) -> pl.DataFrame:
+    """Calls that started work, by start, one for each correlation: of several the first, which contains the others."""
+    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
+    return calls.unique("correlation", keep="first", maintain_order=True)
+
+
 def launchers(trace: Trace, kernels: pl.DataFrame | None = None) -> pl.DataFrame:
     """For each event on a device, in order: row, launch (its row), launch_ts, launch_dur, track, operator (its row).
 
     -1 and nulls where a trace does not say. All kernels of a CUDA graph have the same launch.
     """
     kernels = trace.device if kernels is None else kernels
-    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
-    calls = calls.join(kernels, on="correlation", how="semi").sort("row").unique("correlation", keep="first")
+    calls = launch_calls(trace).join(kernels, on="correlation", how="semi")
     calls = calls.select("correlation", launch="row", launch_ts="ts", launch_dur="dur", track="track")
     found = kernels.select("row", "correlation", "external").join(
         calls, on="correlation", how="left", maintain_order="left"

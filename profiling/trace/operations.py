@@ -10,6 +10,7 @@ from typing import Literal
 import polars as pl
 
 from .kinds import ON_DEVICE, Kind
+from .launchers import launch_calls
 from .tables import Trace
 
 Where = Literal["all", "host", "device"]
@@ -69,7 +70,7 @@ def _of_step(trace: Trace, step: int | None) -> pl.DataFrame:
     inside = pl.lit(False)
     for start, dur in chosen.select("ts", "dur").rows():
         inside = inside | pl.col("ts").is_between(start, start + dur, closed="left")
-    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0).unique("correlation", maintain_order=True)
+    calls = launch_calls(trace)
     launched = calls.filter(inside).select("correlation").with_columns(launched=True)
     linked = calls.select("correlation").with_columns(linked=True)
     device = trace.events.filter(_ON_DEVICE)

@@ -18,6 +18,7 @@ import polars as pl
 
 from ..spans import GLOO_PREFIX, NCCL_PREFIX, PROFILER_STEP, Span
 from .kinds import Kind
+from .launchers import launch_calls
 from .nesting import NONE, innermost_at, outermost_at
 from .tables import Trace
 
@@ -115,8 +116,7 @@ def launched(trace: Trace) -> pl.DataFrame:
     A row for each row of `trace.device`, in its order: ts, end, kind, track, device, launch_ts, launch_track (both null
     if the call is not in the trace). A row without a device's number counts for device 0.
     """
-    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
-    calls = calls.select("correlation", launch_ts="ts", launch_track="track").unique("correlation", keep="last")
+    calls = launch_calls(trace).select("correlation", launch_ts="ts", launch_track="track")
     work = trace.device.select(
         "ts",
         pl.col("kind").cast(pl.String),

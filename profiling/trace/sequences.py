@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from .kinds import Kind
+from .launchers import launch_calls
 from .tables import Trace
 
 SCHEMA: dict[str, pl.DataType] = {
@@ -73,9 +74,7 @@ def _roots(trace: Trace, operator: str) -> pl.DataFrame:
 
 def _kernels(trace: Trace, roots: pl.DataFrame) -> pl.DataFrame:
     """Events on a device, by start, with the root under which they were launched."""
-    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
-    calls = calls.unique("correlation", keep="first", maintain_order=True)
-    calls = calls.select("correlation", "track", call="ts").sort("call")
+    calls = launch_calls(trace).select("correlation", "track", call="ts")
     around = calls.join_asof(
         roots.select("root", "ts", "track", end=pl.col("ts") + pl.col("dur")),
         left_on="call",

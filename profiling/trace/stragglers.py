@@ -16,6 +16,7 @@ import polars as pl
 
 from .kernel_names import normal_form
 from .kinds import Kind
+from .launchers import launch_calls
 from .tables import Trace
 
 EXCHANGES: dict[str, pl.DataType] = {
@@ -46,10 +47,8 @@ def exchanges(trace: Trace, *, compat: bool = False) -> pl.DataFrame:
     Of each (step, stream, name) those that are longer than all that follow; a trace without steps is one step, -1.
     """
     steps = _steps(trace, compat=compat)
-    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0).unique("correlation", maintain_order=True)
-    work = trace.device.join(
-        calls.select("correlation", call="ts"), on="correlation", how="left", maintain_order="left"
-    )
+    calls = launch_calls(trace).select("correlation", call="ts")
+    work = trace.device.join(calls, on="correlation", how="left", maintain_order="left")
     moments = work["call"].fill_null(-1) if compat else work["call"].fill_null(work["ts"])
     work = work.with_columns(step=pl.Series(_within(steps, moments.to_numpy())), end=pl.col("ts") + pl.col("dur"))
     work = work.filter(pl.col("step").is_not_null())
