@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-parallel test-fuzz lint format bench-overhead bench-gpu bench-pipeline clean
+.PHONY: help demo test test-parallel test-fuzz test-advice lint format bench-overhead bench-gpu bench-pipeline clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -29,6 +29,9 @@ test-parallel: $(READY) ## every mesh of up to 8 ranks, pairs of options, large 
 
 test-fuzz: $(READY) ## 20,000 damaged traces through the whole analysis
 	$(BIN)/python tests/fuzz/run_trace_fuzz.py
+
+test-advice: $(READY) ## advice on real runs with one planted fault each, and on clean ones, in some minutes
+	$(BIN)/python tests/planted/run_planted.py
 
 lint: $(READY) ## formatting, lint, types
 	$(BIN)/ruff format --check .

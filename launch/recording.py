@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..profiling import capture
+from ..profiling.record import collections_marked, marker
 from ..trainer.loop import StepResult, Watcher
 from .profiler_config import ProfilerConfig
 
@@ -38,6 +39,8 @@ def profilers(
         first = schedule.skip_first + schedule.wait + schedule.warmup + 1
         window = capture.nsight_window(first=first, last=first + schedule.active - 1)
         yield _every_step(stack.enter_context(window))
+    if profiler.trace or profiler.nvtx:
+        stack.enter_context(collections_marked(marker(record=profiler.trace, nvtx=profiler.nvtx)))
     if profiler.trace:
         recorder = capture.torch_profiler(
             _traces(folder),

@@ -1,17 +1,19 @@
 """Marks the phases of a step: for torch.profiler, for Nsight Systems (NVTX), for both, or for nobody at no cost."""
 
+import gc
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
-from .spans import Span
+from .spans import GARBAGE_COLLECTION
 
-Marker = Callable[[Span], AbstractContextManager[object]]
+Marker = Callable[[str], AbstractContextManager[object]]
 """What the loop calls around each phase: `with mark(Span.FORWARD): ...`."""
 
 _NOTHING = nullcontext()
 
 
-def no_span(span: Span) -> AbstractContextManager[object]:
+def no_span(span: str) -> AbstractContextManager[object]:
     """Mark nothing. Costs about 0.1 us, so a run without a profiler pays nothing for its spans."""
     return _NOTHING
 
@@ -28,8 +30,29 @@ def marker(*, record: bool, nvtx: bool) -> Marker:
         return torch.cuda.nvtx.range
 
     @contextmanager
-    def both(span: Span) -> Generator[None]:
+    def both(span: str) -> Generator[None]:
         with torch.profiler.record_function(span), torch.cuda.nvtx.range(span):
             yield
 
     return both
+
+
+@contextmanager
+def collections_marked(mark: Marker) -> Generator[None]:
+    """Mark each collection of garbage, whoever asked for it: the run, the program, or Python itself.
+
+    Python never begins a collection inside another one, so there is one mark at most.
+    """
+    with ExitStack() as marked:
+
+        def follow(phase: str, info: dict[str, Any]) -> None:
+            if phase == "start":
+                marked.enter_context(mark(GARBAGE_COLLECTION))
+            else:
+                marked.close()  # also when what began it had not been heard
+
+        gc.callbacks.append(follow)
+        try:
+            yield
+        finally:
+            gc.callbacks.remove(follow)

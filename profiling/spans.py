@@ -41,6 +41,9 @@ class Span(StrEnum):
         return self.value.removeprefix(PREFIX)
 
 
+GARBAGE_COLLECTION = f"{PREFIX}garbage_collection"
+"""Python collects its garbage. No phase: it interrupts any of them, on whatever thread made one object too many."""
+
 # Foreign names that the analysis depends on; a test finds them in a trace of the pinned torch.
 PROFILER_STEP = "ProfilerStep#"  # torch.profiler marks each `step()` so
 DDP_FORWARD = "DistributedDataParallel.forward"

@@ -1,5 +1,6 @@
 """Each marker reaches the tools that listen, and no others."""
 
+import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from stepladder.profiling.record import marker, no_span
-from stepladder.profiling.spans import Span
+from stepladder.profiling.record import collections_marked, marker, no_span
+from stepladder.profiling.spans import GARBAGE_COLLECTION, Span
 
 
 @pytest.mark.parametrize("record", [False, True])
@@ -34,3 +35,20 @@ def test_a_span_is_seen_by_those_who_listen(record: bool, nvtx: bool, monkeypatc
 def test_no_span_can_be_nested() -> None:
     with no_span(Span.FORWARD), no_span(Span.BACKWARD), no_span(Span.FORWARD):
         pass
+
+
+def test_collections_of_garbage_are_marked_while_somebody_listens() -> None:
+    mark = marker(record=True, nvtx=False)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, collections_marked(mark), mark(Span.FORWARD):
+        gc.collect()
+    events = list(profiler.events() or ())
+    forward = next(event for event in events if event.name == Span.FORWARD.value).time_range
+    collections = [event.time_range for event in events if event.name == GARBAGE_COLLECTION]
+    assert any(forward.start <= each.start <= each.end <= forward.end for each in collections)
+
+
+def test_nothing_is_left_in_the_collector_when_marking_ends() -> None:
+    before = list(gc.callbacks)
+    with collections_marked(no_span):
+        assert len(gc.callbacks) == len(before) + 1
+    assert gc.callbacks == before

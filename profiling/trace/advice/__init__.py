@@ -27,8 +27,8 @@ Each rule is a function of the tables of an analysis; a table that was not made 
 | exchanges at all | dominating | 10 % of a step |
 """
 
-from .finding import Finding
+from .finding import Fault, Finding
 from .marks import of_advice
 from .rules import advise, nothing_found
 
-__all__ = ["Finding", "advise", "nothing_found", "of_advice"]
+__all__ = ["Fault", "Finding", "advise", "nothing_found", "of_advice"]

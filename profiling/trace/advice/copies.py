@@ -4,7 +4,7 @@ import polars as pl
 
 from .. import syncs
 from .facts import Facts, Findings, total
-from .finding import Finding, number, time
+from .finding import Fault, Finding, number, time
 from .thresholds import MIN_SHARE, MIN_SHARE_OF_TIMES
 
 _PAGEABLE = "(?i)HtoD.*Pageable|Pageable -> Device|DtoH.*Pageable|Device -> Pageable"
@@ -28,6 +28,7 @@ def pageable(facts: Facts) -> Findings:
     here = sites.filter(pl.col("rank") == idle.rank)
     row = here.sort("waited_ns", descending=True).row(0, named=True)
     yield Finding(
+        fault=Fault.PAGEABLE,
         title="Copies go through pageable memory",
         evidence=(
             f"rank {copy.rank}: {time(copy.ns)} of a step in {copied['name'][0]};"
@@ -56,6 +57,7 @@ def exposed_copies(facts: Facts) -> Findings:
     names = kernels if kernels.is_empty() else kernels.filter((pl.col("kind") == "memory"), pl.col("rank") == lost.rank)
     longest = () if names.is_empty() else (f"Most of it: {names['name'][0]}, {names['count'][0]} times in the trace.",)
     yield Finding(
+        fault=Fault.EXPOSED_COPY,
         title="Copies run while nothing computes",
         evidence=(
             f"rank {lost.rank}: {time(lost.ns)} of a step of {time(facts.step_ns)} only copies or fills.",

@@ -11,7 +11,7 @@ import polars as pl
 from ...spans import Span
 from ..collective_sizes import PAIRWISE, Collective
 from .facts import Facts, Findings, scalar, total
-from .finding import Finding, number, place, size, time
+from .finding import Fault, Finding, number, place, size, time
 from .thresholds import (
     LARGE_MESSAGE_BYTES,
     MIN_COMMUNICATION_SHARE,
@@ -70,6 +70,7 @@ def every_microbatch(facts: Facts, rows: pl.DataFrame) -> Findings:
     per = mine.group_by("rank", "step").agg(pl.col("microbatch").n_unique())["microbatch"].max()
     sharded = bool((early["type"] == Collective.REDUCE_SCATTER.value).any())
     yield Finding(
+        fault=Fault.EVERY_MICROBATCH,
         title="Gradients are reduced in every microbatch of the accumulation",
         evidence=(
             f"rank {cost.rank}: reductions after each of {per} microbatches of a step; those before the last one take"
@@ -100,6 +101,7 @@ def small_buckets(facts: Facts, rows: pl.DataFrame) -> Findings:
     known = here["message_bytes"].drop_nulls()
     message = f" of {size(scalar(known.median()))} each (median)" if len(known) else " of unknown size"
     yield Finding(
+        fault=Fault.SMALL_BUCKETS,
         title="Many small all-reduces: the buckets of gradients are too small",
         evidence=(
             f"rank {cost.rank}: {number(here.height / facts.num_steps)} all-reduces a step{message}, which cost"
@@ -130,6 +132,7 @@ def slow_link(facts: Facts, rows: pl.DataFrame) -> Findings:
     peak = here["link_gb_s"].drop_nulls()
     against = f"{rate / peak[0]:.0%} of the link's {peak[0]:.0f} GB/s" if len(peak) else "the link's peak is unknown"
     yield Finding(
+        fault=Fault.SLOW_LINK,
         title="Large exchanges are far below what the link can do",
         evidence=(
             f"rank {cost.rank}: {number(here.height / facts.num_steps)} exchanges a step of at least"
@@ -159,6 +162,7 @@ def not_overlapped(facts: Facts, rows: pl.DataFrame) -> Findings:
     if exposed < 0.8 or compute.ns < cost.ns:
         return
     yield Finding(
+        fault=Fault.NOT_OVERLAPPED,
         title="Exchanges do not overlap with computation",
         evidence=(
             f"rank {cost.rank}: {exposed:.0%} of the time of its exchanges nothing computes: {time(cost.ns)} of"
@@ -182,6 +186,7 @@ def dominating(facts: Facts, rows: pl.DataFrame) -> Findings:
     if facts.share(cost.ns) < MIN_COMMUNICATION_SHARE:
         return
     yield Finding(
+        fault=Fault.DOMINATING,
         title="Exchanges between ranks dominate the step",
         evidence=(f"rank {cost.rank}: {time(cost.ns)} of {time(facts.step_ns)} is exposed exchange.", _named(cost)),
         cause="More is exchanged than the step can hide: too many ranks for so little work, or the wrong axes.",

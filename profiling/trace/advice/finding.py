@@ -2,15 +2,43 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 from ...spans import PREFIX
+
+
+class Fault(StrEnum):
+    """What a finding is about: a name for programs, which stays when sentences are worded anew."""
+
+    LOADER = "loader"
+    SYNCHRONISATION = "synchronisation"
+    READ_ON_HOST = "read_on_host"
+    PAGEABLE = "pageable"
+    EXPOSED_COPY = "exposed_copy"
+    GARBAGE = "garbage"
+    RECOMPILATION = "recompilation"
+    LAUNCH_BOUND = "launch_bound"
+    UNFUSED = "unfused"
+    TINY_OPERATORS = "tiny_operators"
+    OPTIMIZER = "optimizer"
+    FLOAT32 = "float32"
+    ODD_SIDES = "odd_sides"
+    UNEVEN_STAGES = "uneven_stages"
+    BUBBLE = "bubble"
+    STRAGGLER = "straggler"
+    EVERY_MICROBATCH = "every_microbatch"
+    SMALL_BUCKETS = "small_buckets"
+    SLOW_LINK = "slow_link"
+    NOT_OVERLAPPED = "not_overlapped"
+    DOMINATING = "dominating"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """A loss that the trace shows, and what may be done about it."""
 
+    fault: Fault
     title: str
     evidence: tuple[str, ...]
     """Sentences with numbers and places: ranks, steps, phases, operators, kernels, lines of the program."""

@@ -4,7 +4,7 @@ import polars as pl
 
 from ..critical_path.whatif import MEMORY_BOUND
 from .facts import Facts, Findings, Mean, scalar, total
-from .finding import Finding, number, time
+from .finding import Fault, Finding, number, time
 from .thresholds import (
     FUSION_SHARE,
     MIN_FUSIBLE_KERNELS,
@@ -37,6 +37,7 @@ def launch_bound(facts: Facts) -> Findings:
         return
     call, device = total(here["call_ns"]) / num, total(here["device_ns"]) / num
     yield Finding(
+        fault=Fault.LAUNCH_BOUND,
         title="The step is bound by launches: many kernels are shorter than their launch",
         evidence=(
             f"rank {gain.rank}: {number(num / facts.num_steps)} launches a step; {short / num:.0%} of them start less"
@@ -68,6 +69,7 @@ def fusion(facts: Facts) -> Findings:
         return
     idle = facts.most(facts.table("steps"), "idle_ns")
     yield Finding(
+        fault=Fault.UNFUSED,
         title="Many small kernels only move memory: fuse them",
         evidence=(
             f"rank {gain.rank}: {number(num)} kernels a step that mostly move memory, {time(spent.ns)} of"
@@ -97,6 +99,7 @@ def tiny_operators(facts: Facts) -> Findings:
     here = here.filter(pl.col("num_short") > 0)
     top = here.group_by("name", maintain_order=True).agg(pl.col("num_short", "short_ns").sum()).head(_MAX_NAMES)
     yield Finding(
+        fault=Fault.TINY_OPERATORS,
         title="Many tiny operators: the step is bound by their dispatch",
         evidence=(
             f"rank {short.rank}: {number(num)} operators a step with less than {time(SHORT_OPERATOR_NS)} of their own,"
@@ -132,6 +135,7 @@ def optimizer(facts: Facts) -> Findings:
     top = mine.group_by("name").agg(pl.col("num").sum()).sort("num", "name", descending=[True, False])["name"]
     has = not titles or any(pl.Series(titles).str.contains(_HAS_FUSED))
     yield Finding(
+        fault=Fault.OPTIMIZER,
         title="The optimizer is not fused",
         evidence=(
             f"rank {spent.rank}: {', '.join(titles) or 'the optimizer'} takes {time(spent.ns)} of"

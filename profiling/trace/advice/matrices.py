@@ -5,7 +5,7 @@ import polars as pl
 from ..peaks import peak_of_header
 from ..work import MATRIX
 from .facts import Facts, Findings
-from .finding import Finding, time
+from .finding import Fault, Finding, time
 from .thresholds import FLOAT32_SHARE, MIN_SHARE_OF_TIMES
 
 _MAX_NAMES = 3
@@ -24,6 +24,7 @@ def float32(facts: Facts) -> Findings:
     if facts.share(spent.ns) < FLOAT32_SHARE:
         return
     yield Finding(
+        fault=Fault.FLOAT32,
         title="Matrix products run in float32, without tensor cores",
         evidence=(
             f"rank {spent.rank}: {time(spent.ns)} of {time(facts.step_ns)} in products of float32; {peak.name} does"
@@ -49,6 +50,7 @@ def odd_sides(facts: Facts) -> Findings:
     if facts.share(lost.ns) < MIN_SHARE_OF_TIMES:
         return
     yield Finding(
+        fault=Fault.ODD_SIDES,
         title="Sides of matrices do not suit tensor cores",
         evidence=(f"rank {lost.rank}: such products lose up to {time(lost.ns)} of a step.", *_shapes(mine, lost.rank)),
         cause="A dimension that is no multiple of 8 (16 bits) or 16 (8 bits): loads are narrower, tiles are padded.",

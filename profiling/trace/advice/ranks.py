@@ -5,7 +5,7 @@ import polars as pl
 from ...spans import Span
 from ..collective_sizes import PAIRWISE
 from .facts import Facts, Findings, scalar, total
-from .finding import Finding, place, time
+from .finding import Fault, Finding, place, time
 from .thresholds import BUBBLE_SHARE, IMBALANCE, LATE_COST_SHARE, LATE_STEPS_SHARE, MIN_SHARE_OF_TIMES
 
 _ITS_OWN_ADVICE = (Span.DATA_WAIT.value,)
@@ -37,6 +37,7 @@ def straggler(facts: Facts) -> Findings:
     mine = waits.filter(pl.col("last_rank") == rank).row(0, named=True)
     why = () if excess is None else (f"It spends {time(excess[2])} more of a step than the others in {excess[1]}.",)
     yield Finding(
+        fault=Fault.STRAGGLER,
         title=f"Rank {rank} is late: the others wait for it",
         evidence=(
             f"rank {rank} comes last to exchanges and costs {time(lost)} of a step of {time(facts.step_ns)};"
@@ -67,6 +68,7 @@ def pipeline(facts: Facts) -> Findings:
     if most > IMBALANCE * mean and facts.share(most - mean) >= MIN_SHARE_OF_TIMES:
         each = ", ".join(f"rank {rank}: {time(ns)}" for rank, ns in busy.sort("rank").head(16).iter_rows())
         yield Finding(
+            fault=Fault.UNEVEN_STAGES,
             title="The stages of the pipeline are uneven",
             evidence=(f"Computing in a step of {time(facts.step_ns)}: {each}.", told),
             cause=f"The cuts give rank {busy['rank'][0]} more than its part; the others wait for it.",
@@ -77,6 +79,7 @@ def pipeline(facts: Facts) -> Findings:
         )
     elif facts.share(least[1]) >= BUBBLE_SHARE:
         yield Finding(
+            fault=Fault.BUBBLE,
             title="The bubble of the pipeline is large",
             evidence=(told, f"The stages are even: at most {time(most)} of computing, {time(mean)} on average."),
             cause="Too few microbatches for so many stages.",

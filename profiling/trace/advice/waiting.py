@@ -5,7 +5,7 @@ import polars as pl
 from .. import syncs
 from ..phases import NO_PHASE
 from .facts import Facts, Findings, scalar, total
-from .finding import Finding, number, place, time
+from .finding import Fault, Finding, number, place, time
 from .thresholds import MIN_SHARE, MIN_SHARE_OF_TIMES, MIN_STEPS
 
 _MAX_SITES = 3
@@ -23,6 +23,7 @@ def loader(facts: Facts) -> Findings:
     waited = facts.most(sites, "waited_ns")
     what = "the host waits" if facts.on_host else "the device is idle"
     yield Finding(
+        fault=Fault.LOADER,
         title="The loader is too slow: the step waits for its batch",
         evidence=(
             f"rank {lost.rank}: {what} for {time(lost.ns)} of a step of {time(facts.step_ns)} in the loader"
@@ -48,6 +49,7 @@ def synchronisations(facts: Facts) -> Findings:
         return
     here = sites.filter(pl.col("rank") == lost.rank)
     yield Finding(
+        fault=Fault.SYNCHRONISATION,
         title="The host waits for the device in the middle of the step",
         evidence=(
             f"rank {lost.rank}: {number(total(here['num']) / facts.num_steps)} waits a step, after which the device is"
@@ -79,6 +81,7 @@ def reads_on_host(facts: Facts) -> Findings:
     lost = facts.most(sites, "waited_ns")
     here = sites.filter(pl.col("rank") == lost.rank)
     yield Finding(
+        fault=Fault.READ_ON_HOST,
         title="A number is read from a tensor in every step",
         evidence=(
             f"rank {lost.rank}: {number(total(here['num']) / facts.num_steps)} values are read in a step; on a device"
@@ -101,6 +104,7 @@ def garbage(facts: Facts) -> Findings:
         return
     here = sites.filter(pl.col("rank") == lost.rank)
     yield Finding(
+        fault=Fault.GARBAGE,
         title="Garbage collections stop the host",
         evidence=(
             f"rank {lost.rank}: {number(total(here['num']) / facts.num_steps)} collections a step, {time(lost.ns)} of"
@@ -126,6 +130,7 @@ def recompilation(facts: Facts) -> Findings:
     if in_steps < MIN_STEPS:
         return
     yield Finding(
+        fault=Fault.RECOMPILATION,
         title="The model is compiled again in several steps",
         evidence=(
             f"rank {lost.rank}: {total(here['num']):.0f} compilations in {in_steps} of {facts.num_steps} steps,"
