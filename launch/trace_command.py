@@ -3,15 +3,19 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..profiling.errors import TraceError
 from .errors import ExitCode, UsageError
+from .reading_bar import reading_bar
 
 if TYPE_CHECKING:
+    from ..profiling.trace.advice import Finding
     from ..profiling.trace.analysis import Analysis
+    from ..profiling.trace.job import Reading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the report, one page without a network")
     parser.add_argument("--perfetto", metavar="FILE", type=Path, help="write the first trace again, with counters")
     parser.add_argument("--compat", choices=["hta"], help="definitions of Meta's HTA, for the tables that it has")
-    parser.add_argument("--quick", action="store_true", help="leave shapes unread: no roofline")
+    parser.add_argument("--quick", action="store_true", help="times alone: no roofline, memory, operators, path")
     parser.add_argument("--no-cache", action="store_true", help="read the text again, and leave no tables beside it")
     parser.add_argument("--processes", metavar="N", type=int, default=0, help="traces read at once (default: cores)")
 
@@ -45,22 +49,17 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
 
 def _analysis(options: argparse.Namespace) -> int:
-    from ..profiling.trace import analysis, text
-    from ..profiling.trace.advice import advise, of_advice
+    from ..profiling.trace import text
     from ..profiling.trace.job import Reading
 
-    makers = list(analysis.COMPAT if options.compat else analysis.STANDARD)
-    if not options.compat:
-        makers += [of_advice] if options.quick else [of_advice, analysis.of_shapes]
-    if options.html is not None:
-        if options.compat:
-            raise UsageError("--html: shows exact definitions; remove --compat or --html")
-        makers.append(analysis.of_drawing)
+    if options.html is not None and options.compat:
+        raise UsageError("--html: shows exact definitions; remove --compat or --html")
     reading = Reading(
         detail=not (options.quick or options.compat), cache=not options.no_cache, num_processes=options.processes
     )
-    found = analysis.analyse(options.paths, makers, reading=reading, progress=_progress())
-    findings = [] if options.compat else advise(found)
+    found, findings = _found(
+        options.paths, reading, compat=bool(options.compat), drawing=options.html is not None, quiet=False
+    )
     to_stdout = str(options.json) == "-"
     if options.json is not None:
         advice = [finding.row() for finding in findings]
@@ -69,11 +68,7 @@ def _analysis(options: argparse.Namespace) -> int:
         whole = _plain_tables(found) if options.compat else [*text.summary(found), *text.advice_lines(findings, found)]
         print(*whole, sep="\n")
     if options.html is not None:
-        from ..profiling.trace.page import content_of
-        from ..profiling.trace.report import write_report
-
-        rows = [finding.row() for finding in findings]
-        write_report(options.html, content_of(found, title=str(options.paths[0]), advice=rows))
+        _write_report(options.html, found, findings, title=str(options.paths[0]))
         _say(f"report: {options.html}", to_stdout)
     if options.perfetto is not None:
         from ..profiling.trace.job import open_trace, trace_files
@@ -88,23 +83,39 @@ def _analysis(options: argparse.Namespace) -> int:
 
 def after_run(folder: Path) -> list[str]:
     """What a run's traces say when it is over; leaves the report in its folder."""
-    from ..profiling.trace import analysis, text
-    from ..profiling.trace.advice import advise, of_advice
+    from ..profiling.trace import text
     from ..profiling.trace.job import Reading
-    from ..profiling.trace.page import content_of
-    from ..profiling.trace.report import write_report
 
     report = folder / "report.html"
-    makers = (*analysis.STANDARD, of_advice, analysis.of_shapes, analysis.of_drawing)
     # One after the other: the process still holds a training, which its children would begin anew.
     reading = Reading(detail=True, cache=False, num_processes=1)
     try:
-        found = analysis.analyse([folder / "traces"], makers, reading=reading)
-        findings = advise(found)
-        write_report(report, content_of(found, title=folder.name, advice=[each.row() for each in findings]))
+        found, findings = _found([folder / "traces"], reading, compat=False, drawing=True, quiet=True)
+        _write_report(report, found, findings, title=folder.name)
     except (TraceError, OSError) as error:
         return [f"no analysis: {error}"]
     return [*text.summary(found), *text.advice_lines(findings, found), "", f"report      {report}"]
+
+
+def _found(
+    paths: Sequence[Path], reading: "Reading", *, compat: bool, drawing: bool, quiet: bool
+) -> tuple["Analysis", Sequence["Finding"]]:
+    """The tables of some traces, and the advice that follows from them."""
+    from ..profiling.trace import analysis
+    from ..profiling.trace.advice import advise
+
+    makers = analysis.COMPAT if compat else analysis.chosen(detail=reading.detail, drawing=drawing)
+    with_path = not compat and (reading.detail or drawing)
+    with nullcontext() if quiet else reading_bar() as progress:
+        found = analysis.analyse(paths, makers, reading=reading, with_path=with_path, progress=progress)
+    return found, [] if compat else advise(found)
+
+
+def _write_report(path: Path, found: "Analysis", findings: Iterable["Finding"], *, title: str) -> None:
+    from ..profiling.trace.page import content_of
+    from ..profiling.trace.report import write_report
+
+    write_report(path, content_of(found, title=title, advice=[finding.row() for finding in findings]))
 
 
 def _difference(options: argparse.Namespace) -> int:
@@ -114,29 +125,17 @@ def _difference(options: argparse.Namespace) -> int:
     from ..profiling.trace.job import Reading
 
     reading = Reading(detail=not options.quick, cache=not options.no_cache, num_processes=options.processes)
-    before, after = (
-        analysis.analyse(paths, (analysis.of_attribution,), reading=reading, progress=_progress())
-        for paths in ([options.against], options.paths)
-    )
+    with reading_bar() as progress:
+        before, after = (
+            analysis.analyse(paths, (analysis.of_attribution,), reading=reading, progress=progress)
+            for paths in ([options.against], options.paths)
+        )
     found = difference(before.tables["attribution"], after.tables["attribution"])
     if options.json is not None:
         _write_tables(options.json, {"difference": found})
     if str(options.json) != "-":
         print(*text.difference_lines(summed(found), found), sep="\n")
     return ExitCode.DONE
-
-
-def _progress() -> Callable[[int, int], None] | None:
-    """Files done, on a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def draw(done: int, of: int) -> None:
-        end = "\r\x1b[K" if done == of else ""
-        sys.stderr.write(f"\r\x1b[Kreading traces {done}/{of}{end}")
-        sys.stderr.flush()
-
-    return draw
 
 
 def _say(line: str, to_stdout: bool) -> None:

@@ -4,7 +4,7 @@ found = analyse([Path("runs/demo/traces")])
 found.tables["steps"]          # a polars frame with a row for each rank, step and device
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,91 +12,45 @@ from typing import Any
 
 import polars as pl
 
-from . import collective_skew, critical_path, hta
-from .attribution import attribute
-from .collectives import collective_summary, collectives
-from .job import Done, Reading, for_each, trace_files
+from . import collective_skew, job_path
+from .collectives import collective_summary
+from .job import Done, Reading, Told, for_each, trace_files
+from .job_path import StepGraph
 from .kinds import Kind
-from .report import timeline_of
-from .roofline import kernel_work, roofline, utilisation
-from .steps import breakdown, host_phases
-from .syncs import wait_sites
+from .makers import (
+    COMPAT,
+    STANDARD,
+    Maker,
+    chosen,
+    of_attribution,
+    of_drawing,
+    of_hta,
+    of_memory,
+    of_shapes,
+    of_steps,
+    of_what_if,
+)
+from .stragglers import stragglers
 from .tables import Trace
 
-Tables = Mapping[str, pl.DataFrame]
-Maker = Callable[[Trace], Tables]
-"""Makes tables of one rank's trace, by name; a function of a module, so that it can be sent to a process."""
-Progress = Callable[[int, int], None]
+__all__ = [
+    "COMPAT",
+    "STANDARD",
+    "Analysis",
+    "Maker",
+    "analyse",
+    "chosen",
+    "of_attribution",
+    "of_drawing",
+    "of_hta",
+    "of_memory",
+    "of_shapes",
+    "of_steps",
+    "of_what_if",
+]
 
-
-def of_steps(trace: Trace) -> Tables:
-    """Steps, their phases, collectives and waits: where the time went."""
-    steps, phases = breakdown(trace)
-    return {
-        "steps": steps,
-        "phases": phases,
-        "host_phases": host_phases(trace),
-        "collectives": collectives(trace),
-        "waits": wait_sites(trace),
-        "events": trace.events.group_by(pl.col("kind").cast(pl.String))
-        .agg(pl.len().cast(pl.Int64).alias("count"), total_ns=pl.col("dur").sum())
-        .sort("kind"),
-    }
-
-
-def of_hta(trace: Trace, *, compat: bool = False) -> Tables:
-    """What HTA has too; with `compat` as it has it."""
-    rows = hta.compat_rows(trace) if compat else hta.exact_rows(trace)
-    tables = {
-        "temporal": hta.temporal_breakdown,
-        "overlap": hta.communication_overlap,
-        "kernel_kinds": hta.kernel_kinds,
-        "kernels": hta.kernel_names,
-        "idle": hta.idle_breakdown,
-        "launches": hta.launch_statistics,
-        "launch_distribution": hta.launch_distribution,
-        "queue_lengths": hta.queue_lengths,
-        "blocked": hta.blocked_on_full_queue,
-        "memory_bandwidth": hta.memory_bandwidth,
-        "annotations": hta.annotation_names,
-    }
-    return {name: table(rows, compat=compat) for name, table in tables.items()}
-
-
-def of_what_if(trace: Trace) -> Tables:
-    """What a step of median length would gain."""
-    return {"what_if": critical_path.what_if(critical_path.dependencies(trace, step=_median_step(trace)))}
-
-
-def of_shapes(trace: Trace) -> Tables:
-    """What follows from shapes, which must have been read."""
-    work = kernel_work(trace)
-    return {"roofline": roofline(trace, work=work), "utilisation": utilisation(trace, work=work)}
-
-
-def of_attribution(trace: Trace) -> Tables:
-    """Whose each nanosecond is: what the difference of two runs compares."""
-    return {"attribution": attribute(trace)}
-
-
-def of_drawing(trace: Trace) -> Tables:
-    """Large tables of one step, that only the report shows."""
-    step = _median_step(trace)
-    path = critical_path.critical_path(critical_path.dependencies(trace, step=step))
-    return {"timeline": timeline_of(trace, step=step)[0].drop("rank"), "critical": path.drop("rank")}
-
-
-def _median_step(trace: Trace) -> int | None:
-    steps = trace.steps.sort("dur")
-    return int(steps["step"][steps.height // 2]) if steps.height else None
-
-
-STANDARD: Sequence[Maker] = (of_steps, of_hta, of_what_if)
-"""For which times suffice."""
-COMPAT: Sequence[Maker] = (partial(of_hta, compat=True),)
-"""As HTA makes them."""
-_DRAWN = ("timeline", "critical")
 _MAX_DRAWN_RANKS = 4
+_HTA_STRAGGLERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,17 +72,34 @@ def analyse(
     makers: Sequence[Maker] = STANDARD,
     *,
     reading: Reading | None = None,
-    progress: Progress | None = None,
+    with_path: bool = False,
+    progress: Told | None = None,
 ) -> Analysis:
     """Make the tables of all traces in some files and folders, of each rank the newest window.
 
+    `with_path` adds the critical path of a step, of each rank and through all of them. `progress` is told how many
+    bytes of the files are read, of how many.
     Raises: TraceError if there is no trace, or none that can be read.
     """
-    done, problems = for_each(trace_files(paths), partial(_of_rank, makers=makers), reading, progress=progress)
-    together = {name: _together(name, done) for name in done[0].result.tables}
+    files = trace_files(paths)
+    work = partial(
+        _of_rank,
+        makers=makers,
+        drawn=frozenset(files[:_MAX_DRAWN_RANKS]),
+        followed=frozenset(files if with_path else ()),
+        sent=frozenset(files[: job_path.MAX_RANKS] if with_path and len(files) > 1 else ()),
+    )
+    done, problems = for_each(files, work, reading, progress=progress)
+    names = dict.fromkeys(name for each in done for name in each.result.tables)
+    together = {name: _together(name, done) for name in names}
     if "collectives" in together:
         together |= _compared(together["collectives"])
+    if "exchanges" in together:
+        together["stragglers"] = _stragglers(together.pop("exchanges"), together.get("clocks"))
     notes = problems + [f"rank {each.rank}: {note}" for each in done for note in (*each.notes, *each.result.notes)]
+    if with_path:
+        more, left_out = _path(done, offsets_of(together.get("clocks")))
+        together, notes = together | more, notes + left_out
     return Analysis(
         tables=together,
         ranks=[each.rank for each in done],
@@ -138,6 +109,11 @@ def analyse(
     )
 
 
+def offsets_of(clocks: pl.DataFrame | None) -> dict[int, int]:
+    """By how many nanoseconds each rank's clock is ahead of that of the lowest rank it can be compared with."""
+    return {} if clocks is None else dict(clocks.select("rank", "offset_ns").iter_rows())
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Rank:
     """What a process says of a rank; small, for it is sent."""
@@ -145,29 +121,45 @@ class _Rank:
     tables: Mapping[str, pl.DataFrame]
     notes: Sequence[str]
     header: Mapping[str, Any]
+    graph: StepGraph | None
 
 
-def _of_rank(trace: Trace, makers: Sequence[Maker]) -> _Rank:
+def _of_rank(
+    trace: Trace,
+    makers: Sequence[Maker],
+    drawn: frozenset[Path],
+    followed: frozenset[Path],
+    sent: frozenset[Path],
+) -> _Rank:
     notes: list[str] = []
     if not trace.device.height:
         host = trace.of(Kind.OPERATOR).height or trace.of(Kind.ANNOTATION).height
         notes.append("no device events; " + ("what is said is of the host" if host else "nothing of the host either"))
     if not trace.steps.height:
         notes.append("no profiler steps; the whole trace counts as one")
+    mine = [make for make in makers if make is not of_drawing or trace.path in drawn]
+    tables = {name: table for make in mine for name, table in make(trace).items()}
+    graph = job_path.step_graph(trace) if trace.path in followed else None
+    if graph is not None:
+        tables["path"] = job_path.path_of_rank(graph)
+        if of_drawing in mine:
+            tables["critical"] = job_path.segments_of_rank(graph)
     return _Rank(
-        tables={name: table for make in makers for name, table in make(trace).items()},
+        tables=tables,
         notes=notes,
         header={key: trace.header[key] for key in ("deviceProperties", "distributedInfo") if key in trace.header},
+        graph=graph if trace.path in sent else None,
     )
 
 
 def _together(name: str, done: Sequence[Done[_Rank]]) -> pl.DataFrame:
-    """One table of all ranks; of what is only drawn, the first ranks."""
-    shown = done[:_MAX_DRAWN_RANKS] if name in _DRAWN else done
+    """One table of all ranks that have it; counters differ in their columns."""
     frames = [
-        each.result.tables[name].select(pl.lit(each.rank, dtype=pl.Int64).alias("rank"), pl.all()) for each in shown
+        each.result.tables[name].select(pl.lit(each.rank, dtype=pl.Int64).alias("rank"), pl.all())
+        for each in done
+        if name in each.result.tables
     ]
-    return pl.concat(frames, how="vertical_relaxed")
+    return pl.concat(frames, how="diagonal_relaxed")
 
 
 def _compared(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -179,3 +171,17 @@ def _compared(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
         "collective_ranks": collective_skew.by_rank(matched),
         "clocks": collective_skew.clock_offsets(matched),
     }
+
+
+def _stragglers(exchanges: pl.DataFrame, clocks: pl.DataFrame | None) -> pl.DataFrame:
+    """The latest rank of each step; as HTA, which compares no clocks, the two latest."""
+    latest = _HTA_STRAGGLERS if clocks is None else 1
+    return stragglers(exchanges, num_latest=latest, offsets_ns=offsets_of(clocks))
+
+
+def _path(done: Sequence[Done[_Rank]], offsets: Mapping[int, int]) -> tuple[dict[str, pl.DataFrame], list[str]]:
+    graphs = {each.rank: each.result.graph for each in done if each.result.graph is not None}
+    tables, notes = job_path.path_of_job(graphs, offsets)
+    if graphs and len(graphs) < len(done):
+        notes.append(f"the critical path goes through {len(graphs)} of {len(done)} ranks: more would need much memory")
+    return tables, notes

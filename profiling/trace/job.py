@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -17,8 +19,11 @@ from .source import Limits
 from .tables import Trace, job_of
 
 T = TypeVar("T")
+Told = Callable[[int, int], None]
+"""Told how many bytes of all files are read, packed as they are, of how many."""
 
 _SUFFIXES = (".json", ".json.gz")
+_ASK_EVERY_S = 0.1
 _WINDOW = re.compile(r"rank-(\d+)\.step-(\d+)\.pt\.trace\.json(\.gz)?")
 
 
@@ -55,7 +60,8 @@ def trace_files(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [each for each in sorted(path.iterdir()) if each.name.endswith(_SUFFIXES) and each.is_file()]
+            inside = [each for each in path.iterdir() if each.name.endswith(_SUFFIXES) and each.is_file()]
+            inside.sort(key=_numerals_as_numbers)
             if not inside:
                 raise TraceError(f"{path}: no trace in this folder; traces end in .json or .json.gz")
             found += _newest(inside)
@@ -64,6 +70,12 @@ def trace_files(paths: Iterable[Path]) -> list[Path]:
         else:
             raise TraceError(f"{path}: no such file or folder")
     return list(dict.fromkeys(found))
+
+
+def _numerals_as_numbers(path: Path) -> list[tuple[int, str]]:
+    """A key by which rank 2 comes before rank 10."""
+    parts = re.split(r"(\d{1,18})", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _newest(files: Sequence[Path]) -> list[Path]:
@@ -96,22 +108,18 @@ def for_each(
     work: Callable[[Trace], T],
     reading: Reading | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Told | None = None,
 ) -> tuple[list[Done[T]], list[str]]:
     """Results by rank, and what could not be read, a sentence each; `work` must be a function of a module.
 
-    One trace is in memory for each process, however many there are. `progress` is told how many files are done, of how
-    many. Raises: TraceError if no file can be read.
+    One trace is in memory for each process, however many there are. Raises: TraceError if no file can be read.
     """
     reading = reading or Reading()
     problems: list[str] = []
     made: list[Done[T]] = []
     num_processes = min(len(files), reading.num_processes or os.cpu_count() or 1)
     if num_processes <= 1:
-        for done, path in enumerate(files, start=1):
-            _collect(lambda path=path: _one(path, work, reading, None), made, problems)
-            if progress:
-                progress(done, len(files))
+        _in_this_process(files, work, reading, made, problems, progress)
     else:
         _in_processes(files, work, reading, num_processes, made, problems, progress)
     if not made:
@@ -126,6 +134,26 @@ def _collect(get: Callable[[], Done[T]], made: list[Done[T]], problems: list[str
         problems.append(str(error))
 
 
+def _in_this_process(
+    files: Sequence[Path],
+    work: Callable[[Trace], T],
+    reading: Reading,
+    made: list[Done[T]],
+    problems: list[str],
+    progress: Told | None,
+) -> None:
+    sizes = [_size(path) for path in files]
+    for place, path in enumerate(files):
+        before = sum(sizes[:place])
+
+        def tell(_: Path, num_bytes: int, before: int = before) -> None:
+            if progress:
+                progress(before + num_bytes, sum(sizes))
+
+        _collect(lambda path=path, tell=tell: _one(path, work, reading, None, tell), made, problems)
+        tell(path, sizes[place])
+
+
 def _in_processes(
     files: Sequence[Path],
     work: Callable[[Trace], T],
@@ -133,22 +161,74 @@ def _in_processes(
     num_processes: int,
     made: list[Done[T]],
     problems: list[str],
-    progress: Callable[[int, int], None] | None,
+    progress: Told | None,
 ) -> None:
     context = multiprocessing.get_context("spawn")  # polars has threads, which a fork would not have
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        waiting = {pool.submit(_one, path, work, reading, 1): path for path in files}
-        for done, future in enumerate(as_completed(waiting), start=1):
-            try:
-                _collect(future.result, made, problems)
-            except BrokenProcessPool:
-                problems.append(f"{waiting[future]}: the process that read it was killed, perhaps for want of memory")
+    sizes = [_size(path) for path in files]
+    board = _board(len(files)) if progress else nullcontext((None, memoryview(b"")))
+    with (
+        board as (name, slots),
+        ProcessPoolExecutor(num_processes, mp_context=context) as pool,
+    ):
+        waiting = {
+            pool.submit(_one_told, path, work, reading, name, place): (place, path) for place, path in enumerate(files)
+        }
+        while waiting:
+            ended, _ = wait(waiting, _ASK_EVERY_S if progress else None, FIRST_COMPLETED)
+            for future in ended:
+                place, path = waiting.pop(future)
+                try:
+                    _collect(future.result, made, problems)
+                except BrokenProcessPool:
+                    problems.append(f"{path}: the process that read it was killed, perhaps for want of memory")
+                if progress:
+                    slots[place] = sizes[place]
             if progress:
-                progress(done, len(files))
+                progress(min(sum(slots[: len(files)]), sum(sizes)), sum(sizes))
 
 
-def _one(path: Path, work: Callable[[Trace], T], reading: Reading, num_threads: int | None) -> Done[T]:
-    trace = open_trace(path, reading, num_threads=num_threads)
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it is gone, which reading it will say
+        return 0
+
+
+@contextmanager
+def _board(num_slots: int, name: str | None = None) -> Generator[tuple[str, memoryview]]:
+    """Whole numbers, 0 at first, that processes write and this one reads; a new board, or that of a name.
+
+    Each has one writer, so that there is no lock.
+    """
+    board = SharedMemory(name, create=name is None, size=8 * num_slots)
+    try:
+        assert board.buf is not None  # it is open
+        with board.buf.cast("q") as slots:
+            yield board.name, slots
+    finally:
+        board.close()
+        if name is None:
+            board.unlink()
+
+
+def _one_told(path: Path, work: Callable[[Trace], T], reading: Reading, board: str | None, place: int) -> Done[T]:
+    """In a process of its own, which writes on a board how far it is."""
+    if board is None:
+        return _one(path, work, reading, 1, None)
+    with _board(0, board) as (_, slots):
+
+        def tell(_: Path, num_bytes: int) -> None:
+            slots[place] = num_bytes
+
+        return _one(path, work, reading, 1, tell)
+
+
+def _one(
+    path: Path, work: Callable[[Trace], T], reading: Reading, num_threads: int | None, tell: Progress | None
+) -> Done[T]:
+    trace = open_trace(path, reading, num_threads=num_threads, progress=tell)
+    if tell:
+        tell(path, _size(path))  # all of it, if it was not read because there is a cache
     size = job_of(trace.header).get("world_size")
     return Done(
         path=path,

@@ -1,20 +1,65 @@
-"""Operators and kernels of one step by name, and what changed between two of them: HTA's `compare_traces`, `ops_diff`.
+"""Operators by name; and all operations of one step, and what changed between two: HTA's `compare_traces`, `ops_diff`.
 
-Flat: neither callers nor shapes, nor names that changed; `difference` has those. It is here for a first look, and to be
-compared with HTA. What runs on the host belongs to the step in which it starts, what runs on a device to that in which
-it was launched. With `compat` times are HTA's: whole microseconds, starts rounded up and ends down.
+Operations are flat: neither callers nor shapes, nor names that changed; `difference` has those. They are here for a
+first look, and to be compared with HTA. What runs on the host belongs to the step in which it starts, what runs on a
+device to that in which it was launched. With `compat` times are HTA's: whole microseconds, starts rounded up and ends
+down.
 """
 
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from .kinds import ON_DEVICE, Kind
-from .launchers import launch_calls
+from .launchers import launch_calls, launchers, parents
 from .tables import Trace
 
 Where = Literal["all", "host", "device"]
 _US = 1000
+OPERATORS = {
+    "name": pl.String,
+    "count": pl.Int64,
+    "total_ns": pl.Int64,
+    "own_ns": pl.Int64,
+    "num_kernels": pl.Int64,
+    "kernel_ns": pl.Int64,
+}
+"""Columns of `operators`."""
+
+
+def operators(trace: Trace) -> pl.DataFrame:
+    """Operators of the host by name, over the whole trace, the longest by their own time first.
+
+    `own_ns` is `total_ns` without the operators inside. `num_kernels` and `kernel_ns` are what an operator started
+    itself: work of a device belongs to the innermost.
+    """
+    found = trace.of(Kind.OPERATOR)
+    started = launchers(trace).select(pl.col("operator").cast(pl.Int64), dur=trace.device["dur"])
+    started = started.group_by("operator").agg(num_kernels=pl.len().cast(pl.Int64), kernel_ns=pl.col("dur").sum())
+    rows = found.select(pl.col("row").cast(pl.Int64), "name", "dur", own=pl.Series(_own_ns(found), dtype=pl.Int64))
+    rows = rows.join(started, left_on="row", right_on="operator", how="left")
+    summed = rows.group_by("name").agg(
+        pl.len().alias("count"),
+        pl.col("num_kernels", "kernel_ns").sum(),
+        total_ns=pl.col("dur").sum(),
+        own_ns=pl.col("own").sum(),
+    )
+    summed = summed.select(pl.col(column).cast(dtype) for column, dtype in OPERATORS.items())
+    return summed.sort("own_ns", "name", descending=[True, False])
+
+
+def _own_ns(found: pl.DataFrame) -> np.ndarray:
+    """Length of each operator without those directly inside of it, on the same thread."""
+    dur, own = found["dur"].to_numpy(), found["dur"].to_numpy().copy()
+    end = found["ts"].to_numpy() + dur
+    tracks = found["track"].to_numpy()
+    for track in found["track"].unique().to_list():
+        mine = np.flatnonzero(tracks == track)
+        around = parents(end[mine])
+        inside = np.flatnonzero(around >= 0)
+        np.subtract.at(own, mine[around[inside]], dur[mine[inside]])
+    return np.maximum(own, 0)  # where the clock's digits let two of them overlap
 
 
 def operations(trace: Trace, *, step: int | None = None, where: Where = "all", compat: bool = False) -> pl.DataFrame:

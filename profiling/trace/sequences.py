@@ -24,6 +24,19 @@ SCHEMA: dict[str, pl.DataType] = {
 }
 """`kernel_ns` and `operator_ns` are sums over all `count` times; `first_ts` is where to look in the trace."""
 
+_CANDIDATES = ("aten::", "autograd::engine")
+"""Operators of the forward and the backward pass, whatever ranges a program has drawn around them."""
+_LONGEST = 64
+"""Kernels: nobody fuses more by hand, and a compiled graph of more is one already."""
+_MAX_CANDIDATES = 50
+
+
+def candidates(trace: Trace) -> pl.DataFrame:
+    """The most frequent sequences of at least three kernels under operators of the forward and backward pass."""
+    found = pl.concat(kernel_sequences(trace, name, top=None) for name in _CANDIDATES)
+    found = found.filter(pl.col("num_kernels") <= _LONGEST)
+    return found.sort("count", "kernel_ns", "first_ts", descending=[True, True, False]).head(_MAX_CANDIDATES)
+
 
 def kernel_sequences(trace: Trace, operator: str, *, min_kernels: int = 3, top: int | None = 100) -> pl.DataFrame:
     """Sequences of at least so many kernels under operators whose name contains a text, the most frequent first."""

@@ -1,0 +1,122 @@
+"""The critical path of one step: of each rank, and of the job, through all ranks that were read.
+
+What a rank sends is the graph of its step, some megabytes; so of a large job the first ranks stand for all.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from .critical_path import Graph, across, by_name, critical_path, dependencies
+from .critical_path.graph import Relation
+from .critical_path.longest import SCHEMA as SEGMENTS
+from .critical_path.whatif import SCHEMA as WHAT_IF
+from .critical_path.whatif import Change, ask, standard
+from .makers import shown_step
+from .tables import Trace
+
+MAX_RANKS = 16
+"""Graphs that are held at once."""
+PATH = {
+    "step": pl.Int64,
+    "category": pl.String,
+    "name": pl.String,
+    "count": pl.Int64,
+    "time_ns": pl.Int64,
+    "share": pl.Float64,
+}
+"""What a path was spent on; `step` is -1 for a whole trace. With `rank`, where; shares are of the whole path."""
+_NO_TIE = -(1 << 60)
+_BARRIERS = ("communication overlapped", "no waiting for ranks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepGraph:
+    """The graph of the step that stands for a rank's others."""
+
+    step: int | None
+    graph: Graph
+
+
+def step_graph(trace: Trace) -> StepGraph:
+    """Of the shown step; of the whole trace without steps."""
+    step = shown_step(trace)
+    return StepGraph(step=step, graph=dependencies(trace, step=step))
+
+
+def path_of_rank(found: StepGraph) -> pl.DataFrame:
+    """What the path of a rank was spent on, the longest first; the columns of `PATH`."""
+    return _with_step(by_name(found.graph), found.step)
+
+
+def segments_of_rank(found: StepGraph) -> pl.DataFrame:
+    """The path of a rank as it is drawn."""
+    return critical_path(found.graph).drop("rank")
+
+
+def path_of_job(
+    graphs: Mapping[int, StepGraph], offsets: Mapping[int, int]
+) -> tuple[dict[str, pl.DataFrame], list[str]]:
+    """`path_across`, `what_if_across`, `critical_across` of graphs by rank, and what was left out; clocks put right.
+
+    Empty tables for fewer than two ranks of the same step, and if they have no collective in common.
+    """
+    number = Counter(each.step for each in graphs.values()).most_common(1)[0][0] if graphs else None
+    same = {rank: each.graph for rank, each in graphs.items() if each.step == number}
+    notes = [
+        f"the critical path of step {number} leaves out rank {rank}, whose trace does not have that step"
+        for rank in graphs
+        if rank not in same
+    ]
+    ranked = [_as_rank(graph, rank) for rank, graph in same.items()]
+    if not _have_met(ranked):
+        empty = {"path_across": {"rank": pl.Int64} | PATH, "what_if_across": WHAT_IF, "critical_across": SEGMENTS}
+        return {name: pl.DataFrame(schema=schema) for name, schema in empty.items()}, notes
+    joint = across(ranked, offsets)
+    segments = critical_path(joint)
+    by = segments.group_by("rank", "category", "name").agg(
+        pl.len().cast(pl.Int64).alias("count"), pl.col("dur_ns").sum().alias("time_ns")
+    )
+    by = by.with_columns(pl.col("rank").cast(pl.Int64), share=pl.col("time_ns") / max(joint.length_ns, 1))
+    path = by.sort("time_ns", "rank", "name", descending=[True, False, False])
+    tables = {
+        "path_across": _with_step(path, number),
+        "what_if_across": ask(joint, [(word, None, change) for word, change in _changes().items()]),
+        "critical_across": segments,
+    }
+    return tables, notes
+
+
+def _with_step(path: pl.DataFrame, step: int | None) -> pl.DataFrame:
+    path = path.with_columns(pl.lit(-1 if step is None else step, pl.Int64).alias("step"))
+    rank = {"rank": pl.Int64} if "rank" in path.columns else {}
+    return path.select(pl.col(key).cast(kind) for key, kind in (rank | PATH).items())
+
+
+def _as_rank(graph: Graph, rank: int) -> Graph:
+    """Files need not say their rank; the job has given them one."""
+    points = dataclasses.replace(graph.points, rank=np.full_like(graph.points.rank, rank))
+    return dataclasses.replace(graph, points=points)
+
+
+def _have_met(graphs: Sequence[Graph]) -> bool:
+    """Whether a collective is in two of the graphs; else there is nothing that joins them."""
+    seen = Counter(identity for graph in graphs for identity in set(graph.collectives.values()))
+    return any(count > 1 for count in seen.values())
+
+
+def _changes() -> dict[str, Change]:
+    """The standard ones; where nobody waits for another rank, the collectives tie the ranks together no longer."""
+    return {word: _apart(change) if word in _BARRIERS else change for word, change in standard().items()}
+
+
+def _apart(change: Change) -> Change:
+    def apart(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+        least, lag = change(graph)
+        return least, np.where(graph.edges.relation == Relation.COLLECTIVE, _NO_TIE, lag)
+
+    return apart
