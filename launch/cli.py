@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..strategies.errors import PluginError
-from . import trace_command
+from . import topo_command, trace_command
 from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     trace = commands.add_parser("trace", help="where the time of a step went, from traces of any PyTorch run")
     trace_command.add_arguments(trace)
     trace.set_defaults(command=trace_command.run)
+
+    topo = commands.add_parser("topo", help="how this machine's GPUs are connected, what is slow, what is odd")
+    topo_command.add_arguments(topo)
+    topo.set_defaults(command=topo_command.run)
 
     compatibility = commands.add_parser("compatibility", help="what works together, and what instead (Markdown)")
     compatibility.set_defaults(command=_compatibility)

@@ -1,0 +1,65 @@
+"""`stepladder topo`: how the GPUs and adapters of a machine are connected, from the machine itself or from a file."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from .topology import Topology
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="what `nvidia-smi topo -m` or `rocm-smi --showtopo` said; - for standard input (default: this machine)",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(options: argparse.Namespace, given: Sequence[str]) -> int:
+    """Read and show. Raises: UsageError if there is no topology to show."""
+    from .topology.errors import TopologyError
+    from .topology.islands import islands_of
+    from .topology.oddities import oddities_of
+
+    try:
+        if options.file is None:
+            from .topology.host import read_host
+
+            host = read_host(os.environ)
+            topology, odd = host.topology, oddities_of(host.topology, host)
+        else:
+            topology = _from_file(options.file)
+            odd = oddities_of(topology)
+    except TopologyError as error:
+        raise UsageError(str(error)) from error
+    if options.json:
+        islands = [island.to_json() for island in islands_of(topology)]
+        print(json.dumps(topology.to_json() | {"islands": islands, "oddities": list(odd)}, indent=1))
+        return ExitCode.DONE
+    from .topology.picture import draw
+
+    print(*draw(topology, odd, colour=_has_colours()), sep="\n")
+    return ExitCode.DONE
+
+
+def _from_file(name: str) -> "Topology":
+    from .topology.matrix import read_file, read_topology
+
+    if name == "-":
+        return read_topology(sys.stdin.buffer.read(8_000_000).decode(errors="replace"), "standard input")
+    return read_file(Path(name))
+
+
+def _has_colours() -> bool:
+    """Whether standard output is a terminal whose user wants colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
