@@ -10,13 +10,46 @@ import polars as pl
 
 from .kinds import Kind
 from .nesting import innermost_at
-from .tables import Trace
+from .tables import Trace, once
 
 
+@once
 def launch_calls(trace: Trace) -> pl.DataFrame:
     """Calls that started work, by start, one for each correlation: of several the first, which contains the others."""
     calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
-    return calls.unique("correlation", keep="first", maintain_order=True)
+    order, first = _firsts(calls["correlation"].to_numpy())
+    return calls if first.all() else calls[np.sort(order[first])]
+
+
+@once
+def _by_correlation(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations of `launch_calls` in order, and the places of their calls."""
+    correlation = launch_calls(trace)["correlation"].to_numpy()
+    order, _ = _firsts(correlation)
+    return correlation[order], order
+
+
+def _firsts(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An order by value, and which of that order are the first of their value; quick if the column is nearly sorted."""
+    order = np.argsort(column, kind="stable")
+    ordered = column[order]
+    return order, np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]
+
+
+def call_places(trace: Trace, work: pl.DataFrame) -> pl.Series:
+    """For each piece of work (with its correlation) the place of its call in `launch_calls`; null if it has none."""
+    known, order = _by_correlation(trace)
+    if not len(known):
+        return pl.Series([None] * work.height, dtype=pl.Int64)
+    wanted = work["correlation"].to_numpy()
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return places(np.where(known[at] == wanted, order[at], -1))
+
+
+def places(at: np.ndarray) -> pl.Series:
+    """Places to gather from, null where they are negative."""
+    column = pl.Series("place", at, dtype=pl.Int64)
+    return pl.select(pl.when(column >= 0).then(column)).to_series()
 
 
 def launchers(trace: Trace, kernels: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -25,10 +58,12 @@ def launchers(trace: Trace, kernels: pl.DataFrame | None = None) -> pl.DataFrame
     -1 and nulls where a trace does not say. All kernels of a CUDA graph have the same launch.
     """
     kernels = trace.device if kernels is None else kernels
-    calls = launch_calls(trace).join(kernels, on="correlation", how="semi")
-    calls = calls.select("correlation", launch="row", launch_ts="ts", launch_dur="dur", track="track")
-    found = kernels.select("row", "correlation", "external").join(
-        calls, on="correlation", how="left", maintain_order="left"
+    calls, at = launch_calls(trace), call_places(trace, kernels)
+    found = kernels.select("row", "correlation", "external").with_columns(
+        launch=calls["row"].gather(at),
+        launch_ts=calls["ts"].gather(at),
+        launch_dur=calls["dur"].gather(at),
+        track=calls["track"].gather(at),
     )
     operators = trace.of(Kind.OPERATOR)
     around = pl.Series(enclosing(found, operators))
@@ -50,14 +85,17 @@ def launchers(trace: Trace, kernels: pl.DataFrame | None = None) -> pl.DataFrame
 def enclosing(launches: pl.DataFrame, ranges: pl.DataFrame) -> np.ndarray:
     """Rows of the innermost ranges (row, ts, dur, track) around calls (launch_ts, track); int64, -1 for none."""
     rows = np.full(len(launches), -1, dtype=np.int64)
-    tracks = launches["track"]
-    for track in tracks.drop_nulls().unique().to_list():
-        mine = ranges.filter(pl.col("track") == track)
+    if not ranges.height:
+        return rows
+    tracks = launches["track"].cast(pl.Int64).fill_null(-1).to_numpy()
+    when = launches["launch_ts"].fill_null(0).to_numpy()
+    row, start, dur, on = (ranges[key].to_numpy() for key in ("row", "ts", "dur", "track"))
+    for track in pl.Series(tracks).unique().to_list():
+        mine = np.flatnonzero(on == track)
         if len(mine):
-            which = np.flatnonzero((tracks == track).fill_null(False).to_numpy())
-            at = launches["launch_ts"].gather(which).to_numpy()
-            inner = innermost_at(mine["ts"].to_numpy(), (mine["ts"] + mine["dur"]).to_numpy(), at)
-            rows[which] = np.where(inner >= 0, mine["row"].to_numpy().astype(np.int64)[inner], -1)
+            which = np.flatnonzero(tracks == track)
+            inner = innermost_at(start[mine], start[mine] + dur[mine], when[which])
+            rows[which] = np.where(inner >= 0, row[mine[inner]].astype(np.int64), -1)
     return rows
 
 

@@ -38,9 +38,17 @@ def _owner_at(start: np.ndarray, end: np.ndarray, at: np.ndarray, which: Literal
     """
     if not len(at) or not len(start):
         return np.full(len(at), NONE, dtype=np.int64)
+    if (start[1:] >= end[:-1]).all():  # then at most one is open
+        index = np.searchsorted(start, at, side="right") - 1
+        return np.where(at < end[index], index, NONE)
+    if 2 * len(start) < len(at):  # nothing changes but at the few borders
+        cuts = moments_of(start, end, first=start.min(), last=end.max())
+        return np.append(_owner_at(start, end, cuts, which), NONE)[np.searchsorted(cuts, at, side="right") - 1]
     if (at[1:] < at[:-1]).any():
-        moments, back = np.unique(at, return_inverse=True)
-        return _owner_at(start, end, moments, which)[back]
+        order = np.argsort(at, kind="stable")
+        owner = np.empty(len(at), dtype=np.int64)
+        owner[order] = _owner_at(start, end, at[order], which)
+        return owner
     low, high = np.searchsorted(at, start), np.searchsorted(at, end)
     covers = np.flatnonzero(high > low)
     if not len(covers):

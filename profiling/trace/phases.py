@@ -11,6 +11,7 @@ compiler's logging.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -18,9 +19,9 @@ import polars as pl
 
 from ..spans import GLOO_PREFIX, NCCL_PREFIX, PROFILER_STEP, Span
 from .kinds import Kind
-from .launchers import launch_calls
-from .nesting import NONE, innermost_at, outermost_at
-from .tables import Trace
+from .launchers import call_places, launch_calls
+from .nesting import NONE, innermost_at, moments_of, outermost_at
+from .tables import Trace, once
 
 NO_PHASE = "other"
 """Time in no phase."""
@@ -39,17 +40,26 @@ class Ranges:
     ours: np.ndarray
     """Whether a range is one of our spans."""
 
-    def at(self, moments: np.ndarray, num_names: int) -> np.ndarray:
-        """Codes of the phases at the moments; 0 where there is none."""
+    @cached_property
+    def _changes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Moments at which the phase may change; before the first and from each on, `within` and the phase."""
+        first, last = (self.start[0], self.end.max()) if len(self.start) else (0, 0)
+        moments = moments_of(self.start, self.end, first=first, last=last)
         inner = innermost_at(self.start, self.end, moments)
         outer = outermost_at(self.start, self.end, moments)
         ours = np.flatnonzero(self.ours)
         span = innermost_at(self.start[ours], self.end[ours], moments)
         if len(ours):
             outer = np.where(span == NONE, outer, ours[span])
-        if not len(self.name):
-            return np.full(len(moments), _NOWHERE, dtype=np.int64)
-        return np.where(inner == NONE, _NOWHERE, self.name[outer] * num_names + self.name[inner])
+        names = np.append(self.name, _NOWHERE)
+        inner, outer = (np.append(_NOWHERE, names[np.where(inner == NONE, NONE, each)]) for each in (inner, outer))
+        return moments, outer, inner
+
+    def at(self, moments: np.ndarray, num_names: int) -> np.ndarray:
+        """Codes of the phases at the moments; 0 where there is none."""
+        changes, outer, inner = self._changes
+        place = np.searchsorted(changes, moments, side="right")
+        return (outer * num_names + inner)[place]
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class Phases:
         return names.gather(codes // len(self.names)), names.gather(codes % len(self.names))
 
 
+@once
 def phases(trace: Trace) -> Phases:
     """The phases of a trace."""
     categories = cast(pl.Enum, trace.events["name"].dtype).categories
@@ -110,22 +121,23 @@ def _ranges(marks: pl.DataFrame, is_phase: pl.Series, ours: pl.Series) -> dict[i
     }
 
 
+@once
 def launched(trace: Trace) -> pl.DataFrame:
     """What occupied the devices, each with the call that launched it.
 
     A row for each row of `trace.device`, in its order: ts, end, kind, track, device, launch_ts, launch_track (both null
     if the call is not in the trace). A row without a device's number counts for device 0.
     """
-    calls = launch_calls(trace).select("correlation", launch_ts="ts", launch_track="track")
-    work = trace.device.select(
+    calls, at = launch_calls(trace), call_places(trace, trace.device)
+    return trace.device.select(
         "ts",
-        pl.col("kind").cast(pl.String),
+        "kind",
         "track",
-        "correlation",
         pl.col("device").clip(0),
         end=pl.col("ts") + pl.col("dur"),
+        launch_ts=calls["ts"].gather(at),
+        launch_track=calls["track"].gather(at),
     )
-    return work.join(calls, on="correlation", how="left", maintain_order="left").drop("correlation")
 
 
 def phase_of_work(work: pl.DataFrame, found: Phases) -> np.ndarray:
@@ -135,11 +147,13 @@ def phase_of_work(work: pl.DataFrame, found: Phases) -> np.ndarray:
     takes in what another thread put between them.
     """
     code = np.full(work.height, _NOWHERE, dtype=np.int64)
-    numbered = work.with_row_index("i")
-    for (track,), each in numbered.drop_nulls("launch_track").partition_by("launch_track", as_dict=True).items():
-        code[each["i"].to_numpy()] = found.at(int(track), each["launch_ts"].to_numpy())
-    rest = numbered.filter(pl.Series(code == _NOWHERE))
-    for (track,), each in rest.partition_by("track", as_dict=True).items():
-        if track in found.device:
-            code[each["i"].to_numpy()] = found.device[int(track)].at(each["ts"].to_numpy(), len(found.names))
+    caller, called = work["launch_track"], work["launch_ts"].fill_null(0).to_numpy()
+    for track in caller.drop_nulls().unique().to_list():
+        mine = np.flatnonzero((caller == track).fill_null(False).to_numpy())
+        code[mine] = found.at(track, called[mine])
+    rest = code == _NOWHERE
+    stream, start = work["track"].to_numpy(), work["ts"].to_numpy()
+    for track, marks in found.device.items() if rest.any() else ():
+        mine = np.flatnonzero(rest & (stream == track))
+        code[mine] = marks.at(start[mine], len(found.names))
     return code

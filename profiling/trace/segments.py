@@ -15,7 +15,7 @@ A trace without a device is read as if its host were one: its operators are the 
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -25,7 +25,7 @@ from .intervals import Intervals, join, union, without
 from .kinds import Kind
 from .nesting import NONE, innermost_at, moments_of
 from .phases import Phases, launched, phase_of_work
-from .tables import Trace
+from .tables import Trace, once
 
 PARTS = ("compute", "exposed_communication", "overlapped_communication", "copy", "idle")
 """What an instant of a device may be."""
@@ -66,6 +66,7 @@ class Windows:
         return np.where((index >= 0) & (moments < self.end[index]), index, NONE)
 
 
+@once
 def windows(trace: Trace) -> Windows:
     """The steps of a trace; without any, one window around everything that ran on a device, else on the host."""
     steps = trace.steps
@@ -156,12 +157,7 @@ def _next_step(launch_step: np.ndarray, busy: np.ndarray) -> np.ndarray:
 
 def _host_segments(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
     """The host's timeline where there is no device: operators compute, collectives communicate, loaders wait."""
-    names = cast(pl.Enum, trace.events["name"].dtype).categories
-    code = pl.col("name").to_physical()
-
-    def named(pattern: str) -> pl.Expr:
-        return code.is_in(pl.Series(np.flatnonzero(names.str.contains(pattern).to_numpy()), dtype=pl.UInt32).implode())
-
+    named = trace.named
     marks = trace.events.filter(pl.col("kind").is_in([Kind.OPERATOR.value, Kind.ANNOTATION.value]))
     collectives, calls = marks.filter(named(_COLLECTIVE)), marks.filter(named(_COLLECTIVE_CALL))
     tracks = _computing_tracks(trace, found)
@@ -184,7 +180,7 @@ def _host_segments(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
 def _computing_tracks(trace: Trace, found: Phases) -> list[int]:
     """The main thread and those that run backward passes; a loader's or a writer's thread keeps nobody busy."""
     operators = trace.of(Kind.OPERATOR)
-    backward = operators.filter(pl.col("name").cast(pl.String).str.starts_with("autograd::engine::"))
+    backward = operators.filter(trace.named("^autograd::engine::"))
     tracks = set(backward["track"].unique().to_list())
     if found.main == NONE:
         longest = operators.group_by("track").agg(pl.col("dur").sum()).sort("dur", "track", descending=[True, False])

@@ -1,16 +1,18 @@
 """The tables of one rank's trace."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import polars as pl
 
 from ..spans import PROFILER_STEP
 from .kinds import ON_DEVICE, Kind
 
+T = TypeVar("T")
 EXTERNAL = "External id"
 
 
@@ -55,10 +57,45 @@ class Trace:
         number = pl.col("name").cast(pl.String).str.strip_prefix(PROFILER_STEP).cast(pl.Int64, strict=False)
         return marks.select(number.alias("step"), "ts", "dur", "track").drop_nulls("step")
 
+    @cached_property
+    def names(self) -> pl.Series:
+        """The words that the codes of events' names stand for."""
+        return cast(pl.Enum, self.events["name"].dtype).categories
+
+    @cached_property
+    def _made(self) -> dict[object, Any]:
+        return {}
+
+    def kept(self, make: Callable[["Trace"], T]) -> T:
+        """What a function makes of this trace; it is called once."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
+
     def of(self, kind: Kind) -> pl.DataFrame:
         """The events of one kind."""
-        return self.events.filter(pl.col("kind") == kind.value)
+        if kind not in self._made:
+            found = self.events.filter(pl.col("kind") == kind.value)
+            if kind is Kind.PYTHON:  # they are most of a trace with stacks, and few ask for them
+                return found
+            self._made[kind] = found
+        return self._made[kind]
+
+    def named(self, pattern: str) -> pl.Expr:
+        """Whether an event's name matches; the pattern is tried once for each name, not for each event."""
+        codes = np.flatnonzero(self.names.str.contains(pattern).to_numpy())
+        return pl.col("name").to_physical().is_in(pl.Series(codes, dtype=pl.UInt32).implode())
 
     def argument(self, key: str) -> pl.DataFrame:
         """(row, value) of a rarer key; empty if no event has it."""
         return self.args.get(key, pl.DataFrame(schema={"row": pl.UInt32, "value": pl.Null}))
+
+
+def once(make: Callable[[Trace], T]) -> Callable[[Trace], T]:
+    """The same function of a trace, which keeps with the trace what it made, for all who ask: nobody may change it."""
+
+    @wraps(make)
+    def kept(trace: Trace) -> T:
+        return trace.kept(make)
+
+    return kept
