@@ -52,11 +52,14 @@ record_shapes = true
 """
 TINY = ("model.decoder.dim=16", "model.decoder.ffn_dim=32", "model.decoder.num_layers=8", "batch.sequence_length=8")
 DDP = ("strategies.ddp={}",)
-TWICE = ("strategies.accumulation.num_microbatches=2",)
+LARGE = ("model.decoder.dim=256", "batch.microbatch_size=1", "batch.sequence_length=64")
+"""Much to exchange, little to compute."""
+ACCUMULATION = ("strategies.accumulation.num_microbatches=3",)
 PIPELINE = (
     "mesh.pp=2", "strategies.pp={}", "strategies.accumulation.num_microbatches=8", "model.decoder.num_layers=6",
+    "batch.microbatch_size=1",
 )  # fmt: skip
-COMPILE = ("strategies.compile={}", "profiler.active=5", "profiler.skip_first=1", "run.num_steps=7")
+COMPILE = ("strategies.compile.backend=aot_eager", "profiler.active=5", "profiler.skip_first=1", "run.num_steps=7")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +89,11 @@ RUNS = {
         environment={"SLOW_LINK_MB_S": str(FAST_ETHERNET_MB_S)},
     ),
     "small_buckets": Planted(
-        fault=Fault.SMALL_BUCKETS, num_ranks=2, recipe=("model.decoder.dim=256", "strategies.ddp.bucket_mib=1")
+        fault=Fault.SMALL_BUCKETS, num_ranks=2, recipe=(*LARGE, "strategies.ddp.bucket_mib=1")
     ),
-    "accumulation_without_no_sync": Planted(fault=Fault.EVERY_MICROBATCH, num_ranks=2, recipe=(*DDP, *TWICE)),
+    "accumulation_without_no_sync": Planted(
+        fault=Fault.EVERY_MICROBATCH, num_ranks=2, recipe=(*DDP, *LARGE, *ACCUMULATION)
+    ),
     "recompilation_every_step": Planted(fault=Fault.RECOMPILATION, recipe=COMPILE),
     "gc_pauses": Planted(fault=Fault.GARBAGE),
     "pageable_copies": Planted(fault=Fault.PAGEABLE),

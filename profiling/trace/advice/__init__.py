@@ -19,7 +19,7 @@ Each rule is a function of the tables of an analysis; a table that was not made 
 | float32 products where 16 bits are twice as fast | float32 | 10 % |
 | sides that are no multiple of 16 bytes | odd_sides | 5 % |
 | stages of a pipeline | pipeline | the busiest 1.15 times the mean, 5 %; even ones that wait 25 % |
-| one rank comes last | straggler | 5 %, three quarters of the cost, in 60 % of the steps |
+| one rank comes last | straggler | 5 %, in so many steps that chance is below 1/8 |
 | reductions before the last microbatch | every_microbatch | 2 % |
 | many all-reduces below 4 MiB | small_buckets | eight a microbatch, 2 % |
 | large messages far below the link's peak | slow_link | 30 % of it (unknown: 1.25 GB/s), 10 % of a step |

@@ -1,12 +1,14 @@
 """Ranks that do not fit together: one is late, or the stages of a pipeline are uneven."""
 
+from math import comb
+
 import polars as pl
 
 from ...spans import Span
 from ..collective_sizes import PAIRWISE
-from .facts import Facts, Findings, scalar, total
+from .facts import Facts, Findings, scalar
 from .finding import Fault, Finding, place, time
-from .thresholds import BUBBLE_SHARE, IMBALANCE, LATE_COST_SHARE, LATE_STEPS_SHARE, MIN_SHARE_OF_TIMES
+from .thresholds import BUBBLE_SHARE, IMBALANCE, LATE_BY_CHANCE, MIN_SHARE_OF_TIMES
 
 _ITS_OWN_ADVICE = (Span.DATA_WAIT.value,)
 
@@ -21,15 +23,9 @@ def straggler(facts: Facts) -> Findings:
     if by_rank.is_empty():
         return
     rank, cost = by_rank.row(0)
-    steps = waits.group_by("step", "last_rank").agg(pl.col("cost_ns").sum()).sort("cost_ns", descending=True)
-    worst = steps.unique("step", keep="first", maintain_order=True)
-    often = int(total(worst["last_rank"] == rank))
+    often = _steps_late(facts, waits, rank)
     lost = cost / max(facts.num_steps, 1)
-    if (
-        facts.share(lost) < MIN_SHARE_OF_TIMES
-        or cost < LATE_COST_SHARE * total(by_rank["cost_ns"])
-        or often < LATE_STEPS_SHARE * facts.num_steps
-    ):
+    if facts.share(lost) < MIN_SHARE_OF_TIMES or _at_least(often, facts.num_steps) > LATE_BY_CHANCE:
         return
     excess = _excess(facts, rank)
     if excess and excess[0] in _ITS_OWN_ADVICE:
@@ -41,7 +37,7 @@ def straggler(facts: Facts) -> Findings:
         title=f"Rank {rank} is late: the others wait for it",
         evidence=(
             f"rank {rank} comes last to exchanges and costs {time(lost)} of a step of {time(facts.step_ns)};"
-            f" it costs most in {often} of {facts.num_steps} steps.",
+            f" in {often} of {facts.num_steps} steps {MIN_SHARE_OF_TIMES:.0%} of it and more.",
             f"Most: {mine['type']} of step {mine['step']}, where it came {time(mine['skew_ns'])} after the first.",
             *why,
         ),
@@ -52,6 +48,18 @@ def straggler(facts: Facts) -> Findings:
         **facts.bound(lost),
         assumptions="The rank becomes as fast as the one before it.",
     )
+
+
+def _steps_late(facts: Facts, waits: pl.DataFrame, rank: int) -> int:
+    """In how many steps a rank costs noticeably more than all the others together."""
+    own = pl.when(pl.col("last_rank") == rank).then("cost_ns").otherwise(-pl.col("cost_ns"))
+    more = waits.group_by("step").agg(own.sum().alias("more_ns"))["more_ns"]
+    return int((more >= MIN_SHARE_OF_TIMES * facts.step_ns).sum())
+
+
+def _at_least(often: int, of: int) -> float:
+    """How likely a fair coin falls on one side so often, or more often."""
+    return sum(comb(of, each) for each in range(often, of + 1)) / 2**of
 
 
 def pipeline(facts: Facts) -> Findings:

@@ -34,10 +34,9 @@ MIN_LINK_SHARE = 0.3
 """Of the link's peak that large messages reach; half to four fifths is usual."""
 SLOW_LINK_GB_S = 1.25
 """Where no peak is known: 10 Gbit Ethernet."""
-LATE_COST_SHARE = 0.75
-"""Of all that late arrivals cost, on one rank: chance spreads it evenly."""
-LATE_STEPS_SHARE = 0.6
-"""Of the steps, in which this rank costs most."""
+LATE_BY_CHANCE = 0.125
+"""How likely a rank that is as often early as late may be late in so many steps. Three of three say it, 5 of 5, 8 of
+10; a mean over steps says nothing, for what else runs on a host slows one rank for some steps."""
 IMBALANCE = 1.15
 """What the busiest stage of a pipeline computes over the mean of them."""
 BUBBLE_SHARE = 0.25
