@@ -13,6 +13,7 @@ from ..spans import PROFILER_STEP
 from .kinds import ON_DEVICE, Kind
 
 T = TypeVar("T")
+K = TypeVar("K", bound="Keeper")
 EXTERNAL = "External id"
 
 
@@ -22,8 +23,32 @@ def job_of(header: Mapping[str, Any]) -> Mapping[str, Any]:
     return cast(dict[str, Any], info) if isinstance(info, dict) else {}
 
 
+class Keeper:
+    """Keeps what functions made of it, for all who ask again."""
+
+    @cached_property
+    def _made(self) -> dict[object, Any]:
+        return {}
+
+    def kept(self: K, make: Callable[[K], T]) -> T:
+        """What a function makes of this; it is called once, and nobody may change what it gave."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
+
+
+def once(make: Callable[[K], T]) -> Callable[[K], T]:
+    """The same function, of which each trace keeps the result."""
+
+    @wraps(make)
+    def kept(keeper: K) -> T:
+        return keeper.kept(make)
+
+    return kept
+
+
 @dataclass(frozen=True, kw_only=True)
-class Trace:
+class Trace(Keeper):
     """Everything that is kept of a trace file. Times are nanoseconds, int64; -1 stands for "none" in whole numbers."""
 
     path: Path
@@ -62,16 +87,6 @@ class Trace:
         """The words that the codes of events' names stand for."""
         return cast(pl.Enum, self.events["name"].dtype).categories
 
-    @cached_property
-    def _made(self) -> dict[object, Any]:
-        return {}
-
-    def kept(self, make: Callable[["Trace"], T]) -> T:
-        """What a function makes of this trace; it is called once."""
-        if make not in self._made:
-            self._made[make] = make(self)
-        return self._made[make]
-
     def of(self, kind: Kind) -> pl.DataFrame:
         """The events of one kind."""
         if kind not in self._made:
@@ -89,13 +104,3 @@ class Trace:
     def argument(self, key: str) -> pl.DataFrame:
         """(row, value) of a rarer key; empty if no event has it."""
         return self.args.get(key, pl.DataFrame(schema={"row": pl.UInt32, "value": pl.Null}))
-
-
-def once(make: Callable[[Trace], T]) -> Callable[[Trace], T]:
-    """The same function of a trace, which keeps with the trace what it made, for all who ask: nobody may change it."""
-
-    @wraps(make)
-    def kept(trace: Trace) -> T:
-        return trace.kept(make)
-
-    return kept

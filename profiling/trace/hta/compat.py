@@ -131,9 +131,8 @@ def _first_start(every: pl.DataFrame) -> float | None:
 
     HTA writes the index 0 for "there is no call", and then finds the event of that index (`trace.py:115`).
     """
-    names: list[str] = cast(pl.Enum, every["name"].dtype).categories.head(1).to_list()
-    first = every.filter(pl.col("name").is_in(names))
-    return first.select(pl.col("ts").min()).item()
+    code = pl.col("name").to_physical()  # names are numbered in the order in which they were met
+    return every.filter(code == code.min()).select(pl.col("ts").min()).item()
 
 
 def _work(frame: pl.DataFrame, first_start: float | None) -> pl.DataFrame:
@@ -150,7 +149,7 @@ def _work(frame: pl.DataFrame, first_start: float | None) -> pl.DataFrame:
             *WORK,
             kind=pl.col("as_hta").cast(pl.Enum([kind.value for kind in Kind])),
             device=pl.lit(-1, dtype=pl.Int32),
-            call_ts=pl.when("on_device").then(pl.col("call_ts").fill_null(first_start)),
+            call_ts=pl.when("on_device").then(pl.col("call_ts").fill_null(pl.lit(first_start, dtype=pl.Float64))),
             occupies=pl.col("kind").is_in([kind.value for kind in ON_DEVICE]),
         )
     )

@@ -1,13 +1,16 @@
 """What changes over time: how much work waits in the queue of a stream, and how fast memory is copied."""
 
+from collections.abc import Iterator
+
+import numpy as np
 import polars as pl
 
 from ..kinds import Kind
-from ..tables import Trace
+from ..tables import Trace, once
 from .compat import rows_of
 from .launches import HTA_CALLS
 from .rows import Rows
-from .statistics import describe, describe_over_time
+from .statistics import describe, describe_levels, describe_over_time
 
 FULL_QUEUE = 1024
 """Entries in the queue of a CUDA stream, after which a launch blocks."""
@@ -33,9 +36,42 @@ def queue_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     HTA's reading each event is a point, and times count from the first event.
     """
     rows = rows_of(trace, compat=compat)
-    enter, leave = _in_and_out_as_hta(rows) if rows.compat else _in_and_out(rows)
-    points = _points(rows, pl.concat([enter, leave]), _QUEUE, {"length": "change"})
-    return points.select(*_QUEUE, "ts_ns", "length", "lasts_ns")
+    if rows.compat:
+        points = _points(rows, pl.concat(_in_and_out_as_hta(rows)), _QUEUE, {"length": "change"})
+        return points.select(*_QUEUE, "ts_ns", "length", "lasts_ns")
+    return pl.concat([_no_queue(rows), *_queues(rows)])
+
+
+def _no_queue(rows: Rows) -> pl.DataFrame:
+    return rows.device.head(0).select(*_QUEUE, ts_ns="ts", length="ts", lasts_ns="dur")
+
+
+def _queues(rows: Rows) -> Iterator[pl.DataFrame]:
+    """The points of each stream, by number."""
+    came, went = rows.device["call_ts"], rows.device["ts"]
+    waited = (came < went).fill_null(False).to_numpy()
+    came, went = came.fill_null(0).to_numpy(), went.to_numpy()
+    for part in rows.groups(waited):
+        at = np.concatenate([came[part], went[part]])
+        order = np.argsort(at, kind="stable")  # quick, as these are two sorted runs or nearly so
+        at = at[order]
+        length = np.cumsum(np.where(order < len(part), 1, -1))
+        last = np.append(at[1:] != at[:-1], True)  # where several change at a time
+        at, length = at[last], length[last]
+        points = pl.DataFrame({"ts_ns": at, "length": length, "lasts_ns": np.diff(at, append=at[-1:])})
+        yield points.select(
+            *(pl.lit(rows.device[key][int(part[0])]).cast(rows.device[key].dtype).alias(key) for key in _QUEUE),
+            pl.all(),
+        )
+
+
+@once
+def _queue_levels(rows: Rows) -> pl.DataFrame:
+    """How often each queue had each length, and for how long: device, stream, length, count, lasts_ns."""
+    keys = [*_QUEUE, "length"]
+    parts = [queue_points(rows)] if rows.compat else [_no_queue(rows), *_queues(rows)]
+    sums = (pl.len().cast(pl.Int64).alias("count"), pl.col("lasts_ns").sum())
+    return pl.concat([part.group_by(keys).agg(sums) for part in parts])
 
 
 def queue_lengths(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
@@ -44,8 +80,9 @@ def queue_lengths(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     device, stream, count (of points), mean, std, min, p25, p50, p75, max. HTA gives each point the same weight.
     """
     rows = rows_of(trace, compat=compat)
-    points = queue_points(rows)
-    return (describe if rows.compat else describe_over_time)(points, _QUEUE, "length", "")
+    if rows.compat:
+        return describe(queue_points(rows), _QUEUE, "length", "")
+    return describe_levels(_queue_levels(rows), _QUEUE, "length", "")
 
 
 def blocked_on_full_queue(trace: Trace | Rows, *, compat: bool = False, full_length: int = FULL_QUEUE) -> pl.DataFrame:
@@ -57,7 +94,7 @@ def blocked_on_full_queue(trace: Trace | Rows, *, compat: bool = False, full_len
     rows = rows_of(trace, compat=compat)
     full = pl.col("length") >= full_length
     table = (
-        queue_points(rows)
+        _queue_levels(rows)
         .group_by(_QUEUE)
         .agg(
             blocked_ns=pl.col("lasts_ns").filter(full).sum(),
@@ -118,14 +155,6 @@ def _points(rows: Rows, changes: pl.DataFrame, keys: tuple[str, str], sums: dict
         lasts = (pl.col("ts").shift(-1) - pl.col("ts")).fill_null(0)
         made.append(part.with_columns(ts_ns=rows.ns(pl.col("ts")), lasts_ns=rows.ns(lasts)))
     return pl.concat(made)
-
-
-def _in_and_out(rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
-    waiting = rows.device.filter(pl.col("call_ts") < pl.col("ts"))
-    return (
-        waiting.select(*_QUEUE, ts="call_ts", change=pl.lit(1, dtype=pl.Int64)),
-        waiting.select(*_QUEUE, "ts", change=pl.lit(-1, dtype=pl.Int64)),
-    )
 
 
 def _in_and_out_as_hta(rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:

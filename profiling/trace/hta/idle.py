@@ -1,5 +1,6 @@
 """Why a stream, or a device, had nothing to do between two pieces of work."""
 
+import numpy as np
 import polars as pl
 
 from ..tables import Trace
@@ -14,6 +15,7 @@ KERNEL_WAIT = "kernel_wait"
 OTHER_WAIT = "other"
 """Anything else: waiting for another stream or another rank, or the call is not in the trace."""
 ALL_STREAMS = -1
+_CAUSES = pl.Enum([HOST_WAIT, KERNEL_WAIT, OTHER_WAIT])
 
 
 def idle_breakdown(
@@ -30,22 +32,40 @@ def idle_breakdown(
     microseconds.
     """
     rows = rows_of(trace, compat=compat)
-    keys = ["device", "stream"]
-    work = rows.device.filter("occupies").select("device", "stream", "ts", "dur", "call_ts")
-    if not by_stream:
-        work = work.with_columns(stream=pl.lit(ALL_STREAMS, dtype=pl.Int32))
-    work = work.with_columns(pl.col("stream").cast(pl.Int32)).sort(*keys, "ts", maintain_order=True)
-    end = pl.col("ts") + pl.col("dur")
-    before = (end if rows.compat else end.cum_max()).shift(1).over(keys)
-    gaps = work.with_columns(before=before).with_columns(gap=pl.col("ts") - pl.col("before"))
-    if not rows.compat:
-        gaps = gaps.filter(pl.col("gap") > 0)
+    gaps = _gaps(rows, by_stream=by_stream)
     host_late = (pl.col("call_ts") > pl.col("before")).fill_null(False)
     short = (pl.col("gap") < kernel_wait_ns / rows.unit_ns).fill_null(False)
-    cause = pl.when(host_late).then(pl.lit(HOST_WAIT)).when(short).then(pl.lit(KERNEL_WAIT))
-    gaps = gaps.with_columns(cause=cause.otherwise(pl.lit(OTHER_WAIT)), gap_ns=pl.col("gap") * rows.unit_ns)
-    keys = [*keys, "cause"]
+    cause = pl.when(host_late).then(0).when(short).then(1).otherwise(2).cast(pl.UInt8).cat.to(_CAUSES)
+    gaps = gaps.select("device", "stream", cause=cause, gap_ns=pl.col("gap") * rows.unit_ns)
+    keys = ["device", "stream", "cause"]
     total = gaps.group_by(keys).agg(idle_ns=pl.col("gap_ns").sum().round().cast(pl.Int64))
     whole = pl.col("idle_ns").sum().over("device", "stream")
     total = total.with_columns(share=pl.when(whole != 0).then(pl.col("idle_ns") / whole))
-    return total.join(describe(gaps, keys, "gap_ns", "_ns"), on=keys, how="left").sort(keys)
+    table = total.join(describe(gaps, keys, "gap_ns", "_ns"), on=keys, how="left").sort(keys)
+    return table.with_columns(pl.col("cause").cast(pl.String))
+
+
+def _gaps(rows: Rows, *, by_stream: bool) -> pl.DataFrame:
+    """Where all work before has ended (`before`), how long nothing followed (`gap`), and when what followed was called.
+
+    In HTA's reading every row has one, of any sign; the first of a stream is null.
+    """
+    device = rows.device
+    start, dur = device["ts"].to_numpy(), device["dur"].to_numpy()
+    places, ends = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=start.dtype)]
+    for part in rows.groups(device["occupies"].to_numpy(), ("device", "stream") if by_stream else ("device",)):
+        end = start[part] + dur[part]
+        if rows.compat:
+            before = np.concatenate([[np.nan], end[:-1]])
+        else:
+            before = np.maximum.accumulate(end)[:-1]
+            idle = start[part[1:]] > before
+            part, before = part[1:][idle], before[idle]
+        places.append(part)
+        ends.append(before)
+    before = pl.Series(np.concatenate(ends), dtype=device["ts"].dtype)
+    gaps = device.select("device", pl.col("stream").cast(pl.Int32), "ts", "call_ts")[np.concatenate(places)]
+    gaps = gaps.with_columns(before=before.fill_nan(None) if rows.compat else before)
+    if not by_stream:
+        gaps = gaps.with_columns(stream=pl.lit(ALL_STREAMS, dtype=pl.Int32))
+    return gaps.with_columns(gap=pl.col("ts") - pl.col("before"))

@@ -1,11 +1,12 @@
 """What it takes to start work: the calls on the host, and how long after them the work begins."""
 
+import numpy as np
 import polars as pl
 
-from ..tables import Trace
+from ..tables import Trace, once
 from .compat import rows_of
 from .rows import Rows
-from .statistics import describe
+from .statistics import spread
 
 HTA_CALLS = (
     "cudaLaunchKernel",
@@ -25,19 +26,15 @@ def launches(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
 
     HTA knows five names, and has a row for each pair of a call and a piece of work.
     """
-    rows = rows_of(trace, compat=compat)
-    work = rows.device.filter(pl.col("correlation") != -1).select("correlation", work_ts="ts", work_dur="dur")
-    calls = rows.calls.with_columns(pl.col("name").cast(pl.String))
-    if rows.compat:
-        chosen = calls.filter(pl.col("name").is_in(HTA_CALLS))["correlation"].unique()
-        calls = calls.filter(pl.col("correlation").is_in(chosen.implode()))
-        work = work.with_columns(num_kernels=pl.lit(1, dtype=pl.Int64))
-    else:
-        work = work.group_by("correlation").agg(
-            pl.col("work_ts").min(), pl.col("work_dur").sum(), num_kernels=pl.len().cast(pl.Int64)
-        )
+    return _launches(rows_of(trace, compat=compat)).with_columns(pl.col("call").cast(pl.String))
+
+
+@once
+def _launches(rows: Rows) -> pl.DataFrame:
+    """The same, with names as numbers."""
+    started = _started_as_hta(rows) if rows.compat else _started(rows)
     delay = pl.col("work_ts") - pl.col("ts") - pl.col("dur")
-    return calls.join(work, on="correlation", maintain_order="left_right").select(
+    return started.select(
         "row",
         pl.col("name").alias("call"),
         "correlation",
@@ -46,6 +43,32 @@ def launches(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
         device_ns=rows.ns(pl.col("work_dur")),
         delay_ns=rows.ns(delay.clip(lower_bound=0)),
     )
+
+
+def _started(rows: Rows) -> pl.DataFrame:
+    """Calls that started something: when the first of it began, how long it took in all, and how much it was."""
+    place = rows.device["call"]
+    of = np.flatnonzero(place.is_not_null().to_numpy())
+    call, num_calls = place.drop_nulls().to_numpy(), rows.calls.height
+    begins, took = np.zeros(num_calls, dtype=np.int64), np.zeros(num_calls, dtype=np.int64)
+    begins[call[::-1]] = rows.device["ts"].to_numpy()[
+        of[::-1]
+    ]  # work is in order of time, so the first is written last
+    np.add.at(took, call, rows.device["dur"].to_numpy()[of])
+    num = np.bincount(call, minlength=num_calls)
+    calls = rows.calls.with_columns(
+        work_ts=pl.Series(begins), work_dur=pl.Series(took), num_kernels=pl.Series(num, dtype=pl.Int64)
+    )
+    return calls.filter(pl.col("num_kernels") > 0)
+
+
+def _started_as_hta(rows: Rows) -> pl.DataFrame:
+    """Pairs of a call and work."""
+    work = rows.device.filter(pl.col("correlation") != -1)
+    work = work.select("correlation", work_ts="ts", work_dur="dur", num_kernels=pl.lit(1, dtype=pl.Int64))
+    chosen = rows.calls.filter(pl.col("name").cast(pl.String).is_in(HTA_CALLS))["correlation"].unique()
+    calls = rows.calls.filter(pl.col("correlation").is_in(chosen.implode()))
+    return calls.join(work, on="correlation", maintain_order="left_right")
 
 
 def launch_statistics(
@@ -59,7 +82,7 @@ def launch_statistics(
     """
     call, device, delay = (pl.col(name) for name in ("call_ns", "device_ns", "delay_ns"))
     return (
-        launches(trace, compat=compat)
+        _launches(rows_of(trace, compat=compat))
         .group_by("call")
         .agg(
             pl.len().cast(pl.Int64).alias("num_launches"),
@@ -71,6 +94,7 @@ def launch_statistics(
             (call > slow_call_ns).sum().cast(pl.Int64).alias("slow_calls"),
             (delay > late_start_ns).sum().cast(pl.Int64).alias("late_starts"),
         )
+        .with_columns(pl.col("call").cast(pl.String))
         .sort("num_launches", "call", descending=[True, False])
     )
 
@@ -80,5 +104,9 @@ def launch_distribution(trace: Trace | Rows, *, compat: bool = False) -> pl.Data
 
     measure, count, mean_ns, std_ns, min_ns, p25_ns, p50_ns, p75_ns, max_ns.
     """
-    table = launches(trace, compat=compat).select(call="call_ns", device="device_ns", delay="delay_ns")
-    return describe(table.unpivot(variable_name="measure", value_name="time_ns"), ["measure"], "time_ns", "_ns")
+    table = _launches(rows_of(trace, compat=compat))
+    measures = (
+        table.select(pl.lit(measure).alias("measure"), *spread(f"{measure}_ns", "_ns"))
+        for measure in ("call", "delay", "device")
+    )
+    return pl.concat(measures).filter(pl.col("count") > 0)

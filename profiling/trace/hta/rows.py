@@ -5,6 +5,7 @@ trace says: kernels, copies and fills by their category, in whole nanoseconds, a
 itself. The other, in `compat`, is that of HTA.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,8 @@ import polars as pl
 
 from ..intervals import Intervals, union
 from ..kinds import Kind
-from ..tables import Trace
+from ..launchers import call_places, launch_calls, places
+from ..tables import Keeper, Trace
 
 NS_PER_US = 1000
 WORK = ("row", "ts", "dur", "name", "stream", "correlation")
@@ -21,13 +23,14 @@ OF_A_KERNEL = (Kind.COMPUTE.value, Kind.COMMUNICATION.value, Kind.MEMORY.value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class Rows(Keeper):
     """Rows by start. `ts` and `dur` are nanoseconds, int64; in HTA's reading microseconds, float64."""
 
     device: pl.DataFrame
     """Work: row, ts, dur, name, kind, device, stream, correlation, and, null where the trace does not have them,
     `call_ts`, the start of the call that started it, `num_bytes` and `gb_per_s` of a copy. HTA's reading has waits and
-    operators with a stream among them, their `occupies` is false, and one device, -1."""
+    operators with a stream among them, their `occupies` is false, and one device, -1. The exact one has `call`, the
+    place in `calls`."""
     calls: pl.DataFrame
     """Calls on the host: row, ts, dur, name, correlation; of each correlation the first, in HTA's reading all, with
     `linked`."""
@@ -59,21 +62,28 @@ class Rows:
     def by_device(self) -> list[tuple[int, pl.DataFrame]]:
         """The work of each device, by its number."""
         numbers: list[int] = self.device["device"].unique().sort().to_list()
+        if len(numbers) == 1:
+            return [(numbers[0], self.device)]
         return [(number, self.device.filter(pl.col("device") == number)) for number in numbers]
+
+    def groups(self, which: np.ndarray, keys: Sequence[str] = ("device", "stream")) -> list[np.ndarray]:
+        """Places of some rows of `device` (a mask), each stream by itself, by number, in order of time."""
+        # Numbers of streams and devices are small; of two bytes numpy sorts by radix.
+        columns = [_narrow(self.device[key].to_numpy()[which]) for key in keys]
+        order = np.lexsort([self.device["ts"].to_numpy()[which], *reversed(columns)])
+        new = np.zeros(max(len(order) - 1, 0), dtype=bool)
+        for column in columns:
+            new |= column[order][1:] != column[order][:-1]
+        parts = np.split(np.flatnonzero(which)[order], np.flatnonzero(new) + 1)
+        return [part for part in parts if len(part)]
 
 
 def exact_rows(trace: Trace) -> Rows:
     """The work that a trace shows, and all of it."""
     events = trace.events
-    calls = (
-        trace.of(Kind.LAUNCH)
-        .filter(pl.col("correlation") > 0)
-        .unique("correlation", keep="first", maintain_order=True)
-        .select("row", "ts", "dur", "name", "correlation")
-    )
-    work = trace.device.select(*WORK, "kind", "device").join(
-        calls.select("correlation", call_ts="ts"), on="correlation", how="left", maintain_order="left"
-    )
+    calls = launch_calls(trace).select("row", "ts", "dur", "name", "correlation")
+    call = call_places(trace, trace.device)
+    work = trace.device.select(*WORK, "kind", "device", call=call, call_ts=calls["ts"].gather(call))
     marks = events.filter(pl.col("kind").is_in([Kind.ANNOTATION.value, Kind.DEVICE_ANNOTATION.value]))
     return Rows(
         device=with_copies(trace, work.with_columns(occupies=pl.lit(True))),
@@ -87,9 +97,24 @@ def exact_rows(trace: Trace) -> Rows:
 def with_copies(trace: Trace, work: pl.DataFrame) -> pl.DataFrame:
     """The work, with what the trace says of copies: `num_bytes` and `gb_per_s` (10^9 bytes a second)."""
     for column, key in (("num_bytes", "bytes"), ("gb_per_s", "memory bandwidth (GB/s)")):
-        said = trace.argument(key).select("row", pl.col("value").cast(pl.Float64).alias(column))
-        work = work.join(said, on="row", how="left", maintain_order="left")
+        said = trace.argument(key)
+        work = work.with_columns(said["value"].cast(pl.Float64).gather(_said_of(said, work)).alias(column))
     return work
+
+
+def _said_of(said: pl.DataFrame, work: pl.DataFrame) -> pl.Series:
+    """Places of what is said of the work, in a table that is sorted by `row`; null where nothing is."""
+    known, wanted = said["row"].to_numpy(), work["row"].to_numpy()
+    if not len(known):
+        return places(np.full(len(wanted), -1))
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return places(np.where(known[at] == wanted, at, -1))
+
+
+def _narrow(column: np.ndarray) -> np.ndarray:
+    small = np.iinfo(np.int16)
+    fits = not len(column) or (column.min() >= small.min and column.max() <= small.max)
+    return column.astype(np.int16) if fits else column
 
 
 def _merged_as_hta(ts: np.ndarray, dur: np.ndarray) -> Intervals:

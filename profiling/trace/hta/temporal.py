@@ -7,7 +7,7 @@ import polars as pl
 
 from ..intervals import Intervals
 from ..kinds import Kind
-from ..tables import Trace
+from ..tables import Trace, once
 from .compat import rows_of
 from .rows import NS_PER_US, OF_A_KERNEL, Rows
 
@@ -24,7 +24,7 @@ def temporal_breakdown(trace: Trace | Rows, *, compat: bool = False) -> pl.DataF
     rows = rows_of(trace, compat=compat)
     found: list[dict[str, int]] = []
     for device, work in rows.by_device():
-        every, compute = rows.busy(work), rows.busy(work.filter(pl.col("kind") == Kind.COMPUTE.value))
+        every, compute = rows.busy(work), _busy(rows)[device][Kind.COMPUTE.value]
         if rows.compat:
             span = every.end[-1] - every.start[0]
         else:
@@ -55,11 +55,8 @@ def communication_overlap(trace: Trace | Rows, *, compat: bool = False) -> pl.Da
     """
     rows = rows_of(trace, compat=compat)
     found: list[dict[str, int]] = []
-    for device, work in rows.by_device():
-        sets = {
-            kind: rows.busy(work.filter(pl.col("kind") == kind))
-            for kind in (Kind.COMPUTE.value, Kind.COMMUNICATION.value)
-        }
+    for device, busy in _busy(rows).items():
+        sets = {kind: busy[kind] for kind in (Kind.COMPUTE.value, Kind.COMMUNICATION.value)}
         both = _slices(sets).get(0b11, np.zeros(1)).sum().item()
         found.append(
             {
@@ -82,8 +79,7 @@ def kernel_kinds(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     """
     rows = rows_of(trace, compat=compat)
     found: list[dict[str, object]] = []
-    for device, work in rows.by_device():
-        sets = {kind: rows.busy(work.filter(pl.col("kind") == kind)) for kind in OF_A_KERNEL}
+    for device, sets in _busy(rows).items():
         for running, lengths in _slices(sets).items():
             time_ns = int((np.trunc(lengths) * NS_PER_US if rows.compat else lengths).sum())
             kinds = BESIDE.join(kind for bit, kind in enumerate(OF_A_KERNEL) if running >> bit & 1)
@@ -94,6 +90,18 @@ def kernel_kinds(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     return table.with_columns((pl.col("time_ns") / pl.col("time_ns").sum().over("device")).alias("share")).sort(
         "device", "time_ns", "kinds", descending=[False, True, False]
     )
+
+
+@once
+def _busy(rows: Rows) -> Mapping[int, Mapping[str, Intervals]]:
+    """When work of each kind ran, on each device."""
+    return {
+        device: {
+            kind: rows.busy(work.select("ts", "dur").filter((work["kind"] == kind).fill_null(False)))
+            for kind in OF_A_KERNEL
+        }
+        for device, work in rows.by_device()
+    }
 
 
 def share(part: str, whole: str) -> pl.Expr:
@@ -112,4 +120,5 @@ def _slices(sets: Mapping[str, Intervals]) -> dict[int, np.ndarray]:
     change = np.concatenate([np.repeat([1 << bit, -(1 << bit)], size) for bit, size in sizes])
     order = np.argsort(at, kind="stable")
     running, lengths = np.cumsum(change[order])[:-1], np.diff(at[order])
-    return {int(value): lengths[running == value] for value in np.unique(running).tolist() if value > 0}
+    every = {value: lengths[running == value] for value in range(1, 1 << len(sets))}
+    return {value: each for value, each in every.items() if len(each)}

@@ -147,3 +147,12 @@ def test_a_correlation_of_everything_is_refused_in_htas_reading_and_harmless_oth
     with pytest.raises(TraceError, match="2250000 pairs"):
         hta.compat_rows(trace)
     assert hta.launches(trace)["num_kernels"].to_list() == [1500]
+
+
+def test_htas_reading_does_not_mind_names_of_threads_before_the_first_event(tmp_path: Path) -> None:
+    named = {"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "args": {"name": "python"}}
+    events = [complete("aten::mm", "cpu_op", 2000, 9000), complete("aten::add", "cpu_op", 1000, 500)]
+    events += [complete("gemm", "kernel", 4000, 1000, device=0, stream=7, correlation=3)]
+    alone = hta.compat_rows(read_trace(write(tmp_path / "alone.json", events)))
+    behind = hta.compat_rows(read_trace(write(tmp_path / "behind.json", [named, *events])))
+    assert behind.device["call_ts"].to_list() == alone.device["call_ts"].to_list() == [1.0]
