@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="trace files, or folders of them")
     parser.add_argument("--against", metavar="PATH", type=Path, help="traces of a run before: what made the difference")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write every table; - for standard output")
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write every table that is not only drawn; - for standard output"
+    )
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the report, one page without a network")
     parser.add_argument("--perfetto", metavar="FILE", type=Path, help="write the first trace again, with counters")
     parser.add_argument("--compat", choices=["hta"], help="definitions of Meta's HTA, for the tables that it has")
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
 
 def _analysis(options: argparse.Namespace) -> int:
-    from ..profiling.trace import text
+    from ..profiling.trace import analysis, text
     from ..profiling.trace.job import Reading
 
     if options.html is not None and options.compat:
@@ -63,7 +65,8 @@ def _analysis(options: argparse.Namespace) -> int:
     to_stdout = str(options.json) == "-"
     if options.json is not None:
         advice = [finding.row() for finding in findings]
-        _write_tables(options.json, found.tables, ranks=list(found.ranks), notes=list(found.notes), advice=advice)
+        tables = {name: table for name, table in found.tables.items() if name not in analysis.DRAWN}
+        _write_tables(options.json, tables, ranks=list(found.ranks), notes=list(found.notes), advice=advice)
     if not to_stdout:
         whole = _plain_tables(found) if options.compat else [*text.summary(found), *text.advice_lines(findings, found)]
         print(*whole, sep="\n")

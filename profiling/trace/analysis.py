@@ -35,6 +35,7 @@ from .tables import Trace
 
 __all__ = [
     "COMPAT",
+    "DRAWN",
     "STANDARD",
     "Analysis",
     "Maker",
@@ -49,8 +50,11 @@ __all__ = [
     "of_what_if",
 ]
 
+DRAWN = ("timeline", "critical", "critical_across")
+"""Tables that only a report shows: a row for each event of a step."""
 _MAX_DRAWN_RANKS = 4
 _HTA_STRAGGLERS = 2
+_US = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +101,11 @@ def analyse(
     if "exchanges" in together:
         together["stragglers"] = _stragglers(together.pop("exchanges"), together.get("clocks"))
     notes = problems + [f"rank {each.rank}: {note}" for each in done for note in (*each.notes, *each.result.notes)]
+    notes += clock_notes(together.get("clocks"))
     if with_path:
         more, left_out = _path(done, offsets_of(together.get("clocks")))
+        if of_drawing not in makers:
+            del more["critical_across"]
         together, notes = together | more, notes + left_out
     return Analysis(
         tables=together,
@@ -112,6 +119,27 @@ def analyse(
 def offsets_of(clocks: pl.DataFrame | None) -> dict[int, int]:
     """By how many nanoseconds each rank's clock is ahead of that of the lowest rank it can be compared with."""
     return {} if clocks is None else dict(clocks.select("rank", "offset_ns").iter_rows())
+
+
+def clock_notes(clocks: pl.DataFrame | None) -> list[str]:
+    """By what the ranks were aligned, and which could not be."""
+    if clocks is None or clocks.height < 2:
+        return []
+    notes: list[str] = []
+    base = clocks["rank"][0]
+    apart = clocks.filter(pl.col("compared_with") == base, pl.col("offset_ns") != 0)
+    if apart.height:
+        rank, offset, spread = apart.sort(pl.col("offset_ns").abs(), descending=True).row(0)[:3]
+        notes.append(
+            "clocks of ranks were aligned by the ends of their collectives: that of rank"
+            f" {rank} is {offset / _US:+.1f} us (give or take {spread / _US:.1f}) from that of rank {base}"
+            + (", the others' less" if apart.height > 1 else "")
+        )
+    alone = clocks.filter(pl.col("compared_with") != base)["rank"].to_list()
+    if alone:
+        which = f"rank{'s' if len(alone) > 1 else ''} {', '.join(map(str, alone))}"
+        notes.append(f"{which}: in no collective with rank {base}, so the clocks could not be compared")
+    return notes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from .critical_path import Graph, across, by_name, critical_path, dependencies
 from .critical_path.graph import Relation
 from .critical_path.longest import SCHEMA as SEGMENTS
 from .critical_path.whatif import SCHEMA as WHAT_IF
-from .critical_path.whatif import Change, ask, standard
+from .critical_path.whatif import Change, ask, name_costs, standard
 from .makers import shown_step
 from .tables import Trace
 
@@ -30,6 +30,7 @@ PATH = {
     "share": pl.Float64,
 }
 """What a path was spent on; `step` is -1 for a whole trace. With `rank`, where; shares are of the whole path."""
+_NUM_NAMES = 5
 _NO_TIE = -(1 << 60)
 _BARRIERS = ("communication overlapped", "no waiting for ranks")
 
@@ -85,7 +86,7 @@ def path_of_job(
     path = by.sort("time_ns", "rank", "name", descending=[True, False, False])
     tables = {
         "path_across": _with_step(path, number),
-        "what_if_across": ask(joint, [(word, None, change) for word, change in _changes().items()]),
+        "what_if_across": ask(joint, _changes(path)),
         "critical_across": segments,
     }
     return tables, notes
@@ -109,9 +110,15 @@ def _have_met(graphs: Sequence[Graph]) -> bool:
     return any(count > 1 for count in seen.values())
 
 
-def _changes() -> dict[str, Change]:
-    """The standard ones; where nobody waits for another rank, the collectives tie the ranks together no longer."""
-    return {word: _apart(change) if word in _BARRIERS else change for word, change in standard().items()}
+def _changes(path: pl.DataFrame) -> list[tuple[str, str | None, Change]]:
+    """The standard changes, and the longest names free on all ranks.
+
+    Where nobody waits for another rank, the collectives tie the ranks together no longer.
+    """
+    same = [(word, None, _apart(change) if word in _BARRIERS else change) for word, change in standard().items()]
+    names = path.filter(~pl.col("name").str.starts_with("(")).group_by("name").agg(pl.col("time_ns").sum())
+    longest = names.sort("time_ns", "name", descending=[True, False])["name"].head(_NUM_NAMES)
+    return [*same, *(("free", name, name_costs(name)) for name in longest)]
 
 
 def _apart(change: Change) -> Change:

@@ -1,6 +1,5 @@
 """What the analyses found, as tables for a terminal."""
 
-import re
 from collections.abc import Iterator, Sequence
 
 import polars as pl
@@ -8,7 +7,10 @@ import polars as pl
 from ..spans import PREFIX
 from .advice import Finding, nothing_found
 from .analysis import Analysis
+from .collectives import collective_summary
+from .job_text import job_lines
 from .kernel_names import short_form
+from .spelling import milliseconds, printable
 
 PARTS = {
     "compute_ns": "compute",
@@ -21,7 +23,6 @@ PARTS = {
 _MAX_ROWS = 10
 _MAX_ADVICE = 5
 _MAX_RANKS = 16
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def summary(analysis: Analysis) -> Iterator[str]:
@@ -29,15 +30,16 @@ def summary(analysis: Analysis) -> Iterator[str]:
     tables = analysis.tables
     ranks = ", ".join(map(str, analysis.ranks[:_MAX_RANKS])) + (", ..." if len(analysis.ranks) > _MAX_RANKS else "")
     yield f"{analysis.num_bytes / 1e6:.1f} MB of traces, ranks {ranks}"
-    yield from (f"note: {_plain(note)}" for note in analysis.notes)
+    yield from (f"note: {printable(note)}" for note in analysis.notes)
     yield from _steps(tables["steps"])
     yield from _phases(tables["phases"])
     yield from _kernels(tables["kernels"])
-    yield from _collectives(tables["collective_summary"])
+    yield from _collectives(collective_summary(tables["collectives"].drop("rank")))
     yield from _late(tables["collective_ranks"])
     yield from _waits(tables["waits"])
     if tables["kernels"].height:  # without a device, all of a step is the host
         yield from _what_if(tables["what_if"])
+    yield from job_lines(tables)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Iterator[str]:
@@ -62,8 +64,8 @@ def _steps(steps: pl.DataFrame) -> Iterator[str]:
         [
             str(row["rank"]) + (f"/{row['device']}" if by["rank"].n_unique() < by.height else ""),
             str(row["len"]),
-            _ms(row["window_ns"]),
-            *(cell for part in PARTS for cell in (_ms(row[part]), _percent(row[part], row["window_ns"]))),
+            milliseconds(row["window_ns"]),
+            *(cell for part in PARTS for cell in (milliseconds(row[part]), _percent(row[part], row["window_ns"]))),
         ]
         for row in by.head(_MAX_RANKS).rows(named=True)
     ]
@@ -87,7 +89,12 @@ def _phases(phases: pl.DataFrame) -> Iterator[str]:
     yield ""
     yield "its phases, mean of all ranks (time of a device by what launched it)"
     rows = [
-        [_name(row["phase"]), _ms(row["total"]), _percent(row["total"], whole), *(_ms(row[part]) for part in PARTS)]
+        [
+            _name(row["phase"]),
+            milliseconds(row["total"]),
+            _percent(row["total"], whole),
+            *(milliseconds(row[part]) for part in PARTS),
+        ]
         for row in by.head(_MAX_ROWS).rows(named=True)
     ]
     yield from columns(["phase", "ms", "%", *PARTS.values()], rows)
@@ -107,7 +114,7 @@ def _kernels(kernels: pl.DataFrame) -> Iterator[str]:
             _name(short_form(row["name"])),
             row["kind"],
             str(row["count"]),
-            _ms(row["total_ns"]),
+            milliseconds(row["total_ns"]),
             _percent(row["total_ns"], whole),
             f"{row['total_ns'] / row['count'] / 1e3:.1f}",
         ]
@@ -128,8 +135,8 @@ def _collectives(found: pl.DataFrame) -> Iterator[str]:
             str(row["size"] or "-"),
             str(row["count"]),
             "-" if row["num_bytes"] is None else f"{row['num_bytes'] / 1e6:.2f}",
-            _ms(row["dur_ns"]),
-            _ms(row["exposed_ns"]),
+            milliseconds(row["dur_ns"]),
+            milliseconds(row["exposed_ns"]),
             "-" if row["bus_gb_s"] is None else f"{row['bus_gb_s']:.2f}",
             "-" if row["link_share"] is None else f"{100 * row['link_share']:.1f}",
         ]
@@ -145,7 +152,7 @@ def _late(ranks: pl.DataFrame) -> Iterator[str]:
         return
     worst = ranks.sort("cost_ns", descending=True).row(0, named=True)
     if worst["cost_ns"]:
-        yield f"rank {worst['rank']} comes late most: the others waited {_ms(worst['cost_ns'])} ms for it"
+        yield f"rank {worst['rank']} comes late most: the others waited {milliseconds(worst['cost_ns'])} ms for it"
 
 
 def _waits(waits: pl.DataFrame) -> Iterator[str]:
@@ -159,8 +166,8 @@ def _waits(waits: pl.DataFrame) -> Iterator[str]:
             _name(row["call"], 28),
             _name(row["frame"] or row["operator"] or "-", 60),
             str(row["num"]),
-            _ms(row["waited_ns"]),
-            _ms(row["idle_ns"]),
+            milliseconds(row["waited_ns"]),
+            milliseconds(row["idle_ns"]),
         ]
         for row in waits.sort("waited_ns", descending=True).head(_MAX_ROWS).rows(named=True)
     ]
@@ -174,12 +181,10 @@ def _what_if(found: pl.DataFrame) -> Iterator[str]:
     yield ""
     yield "a step of median length would gain at most"
     by = standard.group_by("change").agg(pl.col("gain_ns", "gain_share").max()).sort("gain_ns", descending=True)
-    rows = [[row["change"], _ms(row["gain_ns"]), f"{100 * row['gain_share']:.1f}"] for row in by.rows(named=True)]
+    rows = [
+        [row["change"], milliseconds(row["gain_ns"]), f"{100 * row['gain_share']:.1f}"] for row in by.rows(named=True)
+    ]
     yield from columns(["if", "ms", "%"], rows)
-
-
-def _ms(ns: float) -> str:
-    return f"{ns / 1e6:.3f}" if abs(ns) < 1e8 else f"{ns / 1e6:.0f}"
 
 
 def _percent(part: float, whole: float) -> str:
@@ -187,25 +192,25 @@ def _percent(part: float, whole: float) -> str:
 
 
 def _name(name: str, width: int = 48) -> str:
-    plain = _plain(name).removeprefix(PREFIX)
+    plain = printable(name).removeprefix(PREFIX)
     return plain if len(plain) <= width else plain[: width - 3] + "..."
-
-
-def _plain(text: str) -> str:
-    """Without what a terminal would obey: names come from a file that may be anybody's."""
-    return _CONTROL.sub("?", text)
 
 
 def difference_lines(by_part: pl.DataFrame, found: pl.DataFrame) -> Iterator[str]:
     """What changed: by part, which adds up to the whole, and the rows that changed most."""
     before, after = (_sum(by_part, f"step_ns_{side}") for side in ("before", "after"))
-    yield f"a step took {_ms(before)} ms and takes {_ms(after)} ms: {_signed(after - before)} ms"
+    yield f"a step took {milliseconds(before)} ms and takes {milliseconds(after)} ms: {_signed(after - before)} ms"
     yield ""
     rows = [
-        [row["part"], _ms(row["step_ns_before"]), _ms(row["step_ns_after"]), _signed(row["change_ns"])]
+        [
+            row["part"],
+            milliseconds(row["step_ns_before"]),
+            milliseconds(row["step_ns_after"]),
+            _signed(row["change_ns"]),
+        ]
         for row in by_part.rows(named=True)
     ]
-    rows.append(["all", _ms(before), _ms(after), _signed(after - before)])
+    rows.append(["all", milliseconds(before), milliseconds(after), _signed(after - before)])
     yield from columns(["part", "before", "after", "change ms"], rows)
     changed = found.filter(pl.col("verdict") != "same").head(2 * _MAX_ROWS)
     if changed.height:
@@ -237,11 +242,11 @@ def advice_lines(findings: Sequence[Finding], analysis: Analysis) -> Iterator[st
         return
     yield "advice, by what it can win at most"
     for place, finding in enumerate(findings[:_MAX_ADVICE], start=1):
-        yield f"{place}. {_plain(finding.title)}: at most {_ms(finding.wins_at_most_ns)} ms of a step"
-        yield from (f"   seen: {_plain(each)}" for each in finding.evidence)
-        yield f"   cause: {_plain(finding.cause)}"
-        yield from (f"   try: {_plain(line)}" for line in finding.remedy.splitlines())
-        yield f"   then measure: {_plain(finding.measure_next)}"
+        yield f"{place}. {printable(finding.title)}: at most {milliseconds(finding.wins_at_most_ns)} ms of a step"
+        yield from (f"   seen: {printable(each)}" for each in finding.evidence)
+        yield f"   cause: {printable(finding.cause)}"
+        yield from (f"   try: {printable(line)}" for line in finding.remedy.splitlines())
+        yield f"   then measure: {printable(finding.measure_next)}"
     if len(findings) > _MAX_ADVICE:
         yield f"({len(findings) - _MAX_ADVICE} more in the report)"
 

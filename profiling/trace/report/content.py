@@ -14,9 +14,19 @@ FRAMES: Mapping[str, tuple[str, ...]] = {
     "host_phases": ("rank", "step", "phase", "own_ns", "operator_ns"),
     "timeline": ("rank", "track", "start_ns", "dur_ns", "name", "kind"),
     "critical": ("start_ns", "dur_ns", "name"),
+    "across": ("start_ns", "dur_ns", "name", "rank"),
+    "path": ("rank", "category", "name", "time_ns", "share"),
+    "gains": ("change", "gain_ns"),
+    "stragglers": ("rank", "num_late"),
+    "memory": ("rank", "device_type", "device", "at_ns", "allocated_bytes", "reserved_bytes"),
+    "memory_steps": ("rank", "step", "at_ns"),
+    "held": ("rank", "phase", "operator", "bytes"),
     "kernels": ("name", "total_ns"),
+    "sequences": ("operator", "kernels", "count"),
+    "operators": ("name", "own_ns"),
     "collectives": ("type",),
     "roofline": ("name", "flops", "bytes", "total_ns"),
+    "counters": ("name",),
 }
 """The columns that each table must have; more of them are shown too, by the endings of their names (`_ns`, `share`)."""
 
@@ -26,6 +36,16 @@ WHY_MISSING: Mapping[str, str] = {
     "host_phases": "Nothing in the step is marked on the host.",
     "timeline": "No events were chosen for a timeline.",
     "critical": "The critical path was not asked for.",
+    "across": "There are not several ranks that meet in a collective of the same step.",
+    "path": "The critical path was not asked for.",
+    "gains": "It was not asked what a step would gain.",
+    "stragglers": "There are not several ranks that exchange anything.",
+    "memory": "The trace has no allocations: record with profile_memory=True, and the memory over time is known.",
+    "memory_steps": "The trace has no profiler steps.",
+    "held": "Nothing is known to be allocated.",
+    "sequences": "No operator starts the same three or more kernels again and again.",
+    "operators": "The trace has no operators, or they were not asked for.",
+    "counters": "No hardware counters were recorded.",
     "kernels": "The trace has no kernels: it was recorded without a device.",
     "collectives": "The trace has no collectives: one rank, or a backend that the profiler does not see.",
     "roofline": "The trace has no shapes: record with record_shapes=True, and FLOPs and bytes of kernels are known.",
@@ -52,12 +72,32 @@ class Content:
     """Events of a few ranks, as `timeline_of` makes them; clocks of the ranks already put right."""
     critical: pl.DataFrame | None = None
     """Segments of the critical path in the timeline's clock: start_ns, dur_ns, name, and rank and category if known."""
+    across: pl.DataFrame | None = None
+    """The same of the path through all ranks, each segment with the rank that it lies on."""
+    path: pl.DataFrame | None = None
+    """(rank, step, category, name, count, time_ns, share): what the path is made of; the job's if there is `across`."""
+    gains: pl.DataFrame | None = None
+    """(change, name, gain_ns, gain_share): what a step would gain; of each rank by itself if there is `rank`."""
+    stragglers: pl.DataFrame | None = None
+    """(rank, num_late, num_steps, mean_late_ns, name): who comes last to the exchange that differs most."""
+    memory: pl.DataFrame | None = None
+    """(rank, device_type, device, at_ns, allocated_bytes, reserved_bytes), by time in each device."""
+    memory_steps: pl.DataFrame | None = None
+    """(rank, step, at_ns): when steps begin, by the same clock."""
+    held: pl.DataFrame | None = None
+    """(rank, where, phase, operator, num_blocks, bytes): what was allocated at the peak."""
     kernels: pl.DataFrame | None = None
     """(name, kind, count, total_ns, share, ...)"""
+    sequences: pl.DataFrame | None = None
+    """(operator, kernels, num_kernels, count, kernel_ns, operator_ns); the kernels as one text."""
+    operators: pl.DataFrame | None = None
+    """(name, count, own_ns, total_ns, num_kernels, kernel_ns)"""
     collectives: pl.DataFrame | None = None
     """(group, type, count, message_bytes, bus_gb_s, link_gb_s, exposed_ns, wait_ns, ...)"""
     roofline: pl.DataFrame | None = None
     """(name, flops, bytes, total_ns, achieved_tflops, achieved_gb_per_s, bound); a null stays out of the plot."""
+    counters: pl.DataFrame | None = None
+    """(name, operator, dur_ns, and a column for each counter)"""
     peak_tflops: Mapping[str, float] = field(default_factory=dict[str, float])
     """Flat ceilings of the roofline by label."""
     peak_gb_per_s: Mapping[str, float] = field(default_factory=dict[str, float])

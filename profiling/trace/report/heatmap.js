@@ -121,5 +121,5 @@ function drawHeatMap() {
   return section("ranks", "Ranks",
     "A row that stands out is a slow rank, a column that stands out a slow step, a lone cell an accident.",
     [ramp, h("label", null, "Colour", pick), devices.length > 2 ? against : null].filter(Boolean),
-    h("div", { class: "heat-scroll" }, canvas), readout);
+    h("div", { class: "heat-scroll" }, canvas), readout, ...drawStragglers());
 }

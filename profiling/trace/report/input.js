@@ -6,13 +6,13 @@ function handleTimeline(line, chart) {
   canvas.setAttribute("role", "application");
   const readout = h("p", { class: "readout", id: "event", "aria-live": "polite" });
   canvas.setAttribute("aria-describedby", "event");
-  const severalRanks = new Set(tracks.map((each) => each.rank)).size > 1;
+  const severalRanks = new Set(tracks.map((each) => each.rank).filter((each) => each !== null)).size > 1;
 
   const describe = ({ track, lane, i }) => {
     const kind = track.place === "critical" ? track.frame.at("category", lane.rows[i]) : track.frame.words("kind")[lane.kind[i]];
     return {
       name: track.frame.words("name")[lane.name[i]] ?? "",
-      text: `${kind ? `${kind} · ` : ""}${time(lane.end[i] - lane.start[i])} · at ${time(lane.start[i] - extent[0])} · ${severalRanks ? `rank ${track.rank} · ` : ""}${track.label}`,
+      text: `${kind ? `${kind} · ` : ""}${time(lane.end[i] - lane.start[i])} · at ${time(lane.start[i] - extent[0])} · ${severalRanks ? `rank ${track.rank ?? track.frame.at("rank", lane.rows[i])} · ` : ""}${track.label}`,
     };
   };
   const sums = new Map(); // of a track by name: what the same name takes there, counted when first asked for
@@ -110,7 +110,7 @@ function handleTimeline(line, chart) {
     if (mark?.lane) {
       const { name, text } = describe(mark);
       showTip(event, name.length > 240 ? `${name.slice(0, 240)}…` : name, text);
-    } else if (mark) showTip(event, mark.track.label, `rank ${mark.track.rank} · ${mark.track.lanes.length} deep`);
+    } else if (mark) showTip(event, mark.track.label, mark.track.rank === null ? "all ranks" : `rank ${mark.track.rank} · ${mark.track.lanes.length} deep`);
     else hideTip();
     if (changed) surface.ask();
   });
@@ -211,7 +211,7 @@ function handleTimeline(line, chart) {
   say();
   const numEvents = frames.timeline.length;
   const kinds = [...new Set(frames.timeline.words("kind").slice(1))].filter((kind) => COLOUR_OF_KIND[kind]);
-  if (frames.critical) kinds.push("critical");
+  if (frames.critical || frames.across) kinds.push("critical");
   return section("timeline", "Timeline", null,
     [h("span", { class: "quiet number" }, `${grouped.format(numEvents)} events`), pick, box, button("−", "Zoom out", keys.s), button("+", "Zoom in", keys.w), button("Fit", "Show everything", fit)].filter(Boolean),
     chart, readout, legend(kinds.map((kind) => [COLOUR_OF_KIND[kind], kind === "critical" ? "critical path" : kind === "memory" ? "copies" : kind])),

@@ -86,8 +86,8 @@ function spread(frame, first, end) {
   return lanes.map((rows) => new Lane(rows, frame));
 }
 
-/** Tracks in the order of the table, each with its lanes; the critical path of a rank goes first. */
-function tracksOf(frame, critical) {
+/** Tracks in the order of the table, each with its lanes; the critical path of a rank goes first, that of the job before all. */
+function tracksOf(frame, critical, across) {
   const [ranks, labels] = [frame.values("rank"), frame.values("track")];
   const places = frame.values("place");
   const made = [];
@@ -97,15 +97,18 @@ function tracksOf(frame, critical) {
     made.push({ rank: ranks[row], place: frame.at("place", row) ?? "host", label: frame.at("track", row) ?? "", lanes: spread(frame, row, end), frame });
     row = end;
   }
+  const byTime = (table) => {
+    const [starts, durs] = [table.values("start_ns"), table.values("dur_ns")];
+    return Array.from({ length: table.length }, (_, i) => i).sort((a, b) => starts[a] - starts[b] || durs[b] - durs[a]);
+  };
   if (critical) {
-    const order = Array.from({ length: critical.length }, (_, i) => i);
-    const [starts, durs] = [critical.values("start_ns"), critical.values("dur_ns")];
+    const order = byTime(critical);
     const own = critical.values("rank");
-    order.sort((a, b) => starts[a] - starts[b] || durs[b] - durs[a]);
     for (const rank of [...new Set(made.map((each) => each.rank))]) {
       const rows = order.filter((row) => (own ? own[row] === rank : rank === made[0].rank));
       if (rows.length) made.splice(made.findIndex((each) => each.rank === rank), 0, { rank, place: "critical", label: "critical path", lanes: [new Lane(rows, critical)], frame: critical });
     }
   }
+  if (across) made.unshift({ rank: null, place: "critical", label: "critical path of all ranks", lanes: [new Lane(byTime(across), across)], frame: across });
   return made;
 }

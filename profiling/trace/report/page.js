@@ -69,7 +69,8 @@ function watchSections(sections) {
 function main() {
   const content = document.getElementById("content");
   content.append(h("h1", null, data.title), data.subtitle ? h("p", { class: "subtitle" }, data.subtitle) : "");
-  const draws = [steps ? drawSummary : null, drawAdvice, drawSteps, drawTimeline, drawHeatMap, drawKernels, drawCollectives, drawRoofline, drawNotes];
+  const draws = [steps ? drawSummary : null, drawAdvice, drawSteps, drawTimeline, drawPath, drawHeatMap, drawMemory, drawKernels, drawSequences, drawOperators, drawCollectives, drawRoofline,
+    frames.counters ? drawCounters : null, drawNotes];
   const sections = draws.filter(Boolean).map((draw) => draw());
   content.append(...sections);
   watchSections(sections);

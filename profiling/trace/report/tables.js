@@ -3,6 +3,8 @@
 const HEADINGS = {
   total_ns: "total", share: "share of time", count: "calls", mean_ns: "mean", min_ns: "shortest", max_ns: "longest", dur_ns: "total", num_bytes: "bytes", num_ranks: "ranks", median_ns: "median",
   std_ns: "deviation", bus_gb_s: "bus GB/s", link_gb_s: "link GB/s", link_share: "share of the link", message_bytes: "bytes", exposed_ns: "exposed", wait_ns: "waiting for the last",
+  own_ns: "own time", kernel_ns: "its kernels", num_kernels: "number of kernels", operator_ns: "in the operator", gain_ns: "gain", gain_share: "share of the step", time_ns: "on the path",
+  num_late: "steps in which it was last", num_steps: "steps", mean_late_ns: "after the first, mean", num_blocks: "blocks",
   transfer_ns: "transferring", achieved_tflops: "TFLOP/s", achieved_gb_per_s: "GB/s", flops: "FLOP", window_ns: "step time",
   ...Object.fromEntries(PARTS.map((part) => [part.key, part.label])),
 };
@@ -24,10 +26,10 @@ function writer(frame, name) {
   return { write: plain };
 }
 
-function sortedTable(frame, { order, by, first = 25, search = false }) {
-  const names = [...order.filter((name) => frame.has(name)), ...[...frame.columns.keys()].filter((name) => !order.includes(name))];
+function sortedTable(frame, { order, by, first = 25, search = false, hidden = [] }) {
+  const names = [...order.filter((name) => frame.has(name)), ...[...frame.columns.keys()].filter((name) => !order.includes(name) && !hidden.includes(name))];
   const writers = new Map(names.filter((name) => !frame.isText(name)).map((name) => [name, writer(frame, name)]));
-  const isName = (name) => name === "name" || name === "kernel";
+  const isName = (name) => ["name", "kernel", "kernels", "operator"].includes(name);
   let sort = { name: by && frame.has(by) ? by : null, down: true };
   let limit = first;
   let wanted = "";
@@ -50,7 +52,7 @@ function sortedTable(frame, { order, by, first = 25, search = false }) {
     const write = writers.get(name);
     if (isName(name)) {
       const text = value ?? "–";
-      const shown = short(text);
+      const shown = name === "kernels" ? text : short(text); // those are a list of short names already
       const button = h("button", { type: "button", title: text, "aria-expanded": "false", on: { click: () => {
         const open = button.parentElement.classList.toggle("open");
         button.textContent = open ? text : shown;
@@ -111,4 +113,15 @@ function drawCollectives() {
   return tableSection("collectives", "Collectives",
     "Waiting for the last rank is time in which nothing is sent; what is exposed is what the step paid. Bus bandwidth is what the links carried.",
     ["group", "type", "size", "count", "message_bytes", "total_ns", "bus_gb_s", "link_gb_s", "exposed_ns", "wait_ns"], "exposed_ns");
+}
+function drawSequences() {
+  return tableSection("sequences", "Sequences of kernels", "Kernels that an operator starts one after the other, again and again: candidates for one fused kernel.",
+    ["operator", "kernels", "num_kernels", "count", "kernel_ns", "operator_ns"], "count");
+}
+function drawOperators() {
+  return tableSection("operators", "Operators", "Operators of the host by name: their own time, without operators inside, and the kernels that they started themselves.",
+    ["name", "own_ns", "total_ns", "count", "num_kernels", "kernel_ns"], "own_ns");
+}
+function drawCounters() {
+  return tableSection("counters", "Hardware counters", "What was counted in each range, and the operator that launched it.", ["name", "operator", "top_operator", "dur_ns", "flop"], "dur_ns");
 }

@@ -8,8 +8,8 @@ const ROW = { device: 22, critical: 18, host: 15 };
 function drawTimeline() {
   const frame = frames.timeline;
   if (!frame) return section("timeline", "Timeline", null, null, h("p", { class: "missing" }, data.missing.timeline));
-  const tracks = tracksOf(frame, frames.critical);
-  const severalRanks = new Set(tracks.map((each) => each.rank)).size > 1;
+  const tracks = tracksOf(frame, frames.critical, frames.across);
+  const severalRanks = new Set(tracks.map((each) => each.rank).filter((each) => each !== null)).size > 1;
   for (const each of tracks) each.open = each.lanes.length <= FEW_LANES;
 
   // ---- time
@@ -188,7 +188,7 @@ function drawTimeline() {
       if (y > height || y + tall < 0) continue;
       ctx.fillStyle = ink.line;
       ctx.fillRect(0, Math.round(y + tall + 2), width, 1);
-      const label = severalRanks ? `${track.rank} · ${track.label}` : track.label;
+      const label = severalRanks && track.rank !== null ? `${track.rank} · ${track.label}` : track.label;
       ctx.fillStyle = track.place === "host" ? ink.muted : ink.ink;
       ctx.fillText(label.length > 32 ? `${label.slice(0, 31)}…` : label, 10, Math.max(y, 0) + Math.min(track.row, tall) / 2 + 0.5);
       const folded = track.lanes.length - track.shownLanes.length;

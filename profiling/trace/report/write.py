@@ -32,12 +32,17 @@ SCRIPTS = (
     "timeline.js",
     "input.js",
     "tables.js",
+    "path.js",
+    "memory.js",
     "roofline.js",
     "page.js",
 )
 """In the order in which they stand on the page."""
 MAX_TABLE_ROWS = 2000
 MAX_PHASE_ROWS = 200_000
+_SORTED = ("kernels", "operators", "sequences", "path", "gains", "held", "collectives", "roofline", "counters")
+_LENGTHS = ("total_ns", "own_ns", "time_ns", "gain_ns", "dur_ns")
+_TIMED = ("timeline", "critical", "across")
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -77,9 +82,9 @@ def data_of(content: Content) -> dict[str, Any]:
     for name in ("phases", "host_phases"):
         if name in frames:
             frames[name] = _limited_phases(frames[name], notes)
-    for name in ("kernels", "collectives", "roofline"):
+    for name in _SORTED:
         if name in frames and len(frames[name]) > MAX_TABLE_ROWS:
-            by = "total_ns" if "total_ns" in frames[name].columns else frames[name].columns[-1]
+            by = next((key for key in _LENGTHS if key in frames[name].columns), frames[name].columns[-1])
             notes.append(f"Of {len(frames[name]):,} rows of the table of {name} the first {MAX_TABLE_ROWS:,} are here.")
             frames[name] = frames[name].sort(by, descending=True, nulls_last=True).head(MAX_TABLE_ROWS)
     return {
@@ -108,8 +113,8 @@ def _normal(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _make_relative(frames: dict[str, pl.DataFrame]) -> int:
-    """Count the times of the timeline and of the critical path from their first event, so that a double holds them."""
-    timed = [name for name in ("timeline", "critical") if name in frames]
+    """Count the times of the timeline and of the critical paths from their first event, so that a double holds them."""
+    timed = [name for name in _TIMED if name in frames]
     zero_ns = min((cast(int, frames[name]["start_ns"].min()) for name in timed), default=0)
     for name in timed:
         frames[name] = frames[name].with_columns(pl.col("start_ns") - zero_ns)

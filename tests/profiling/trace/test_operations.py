@@ -6,8 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from stepladder.profiling.trace.kinds import Kind
+from stepladder.profiling.trace.launchers import launchers
 from stepladder.profiling.trace.load import read_trace
-from stepladder.profiling.trace.operations import Where, compare_operations, operations
+from stepladder.profiling.trace.operations import OPERATORS, Where, compare_operations, operations, operators
 
 DATA = Path(__file__).parent / "data"
 ORACLE = json.loads((DATA / "hta_operations.json").read_text())
@@ -46,3 +48,31 @@ def test_without_steps_it_is_the_whole_trace_and_short_events_are_rounded_only_a
     rounded = operations(trace, compat=True)
     assert set(rounded["total_ns"] % 1000) == {0}
     assert rounded["total_ns"].sum() < whole["total_ns"].sum()
+
+
+@pytest.mark.parametrize("name", ["cpu_only", "amd_mi250_minitoy", "vllm_decode_graph"])
+def test_the_own_time_of_operators_is_what_no_operator_inside_takes(name: str) -> None:
+    trace = read_trace(DATA / name / "rank-0.json.gz", num_threads=1)
+    calls = trace.of(Kind.OPERATOR).with_columns(pl.col("name").cast(pl.String)).rows(named=True)
+    own = {call["row"]: call["dur"] for call in calls}
+    for call in calls:
+        around = [
+            other["row"]
+            for other in calls
+            if other["row"] < call["row"]
+            and other["track"] == call["track"]
+            and other["ts"] + other["dur"] >= call["ts"] + call["dur"]
+        ]
+        if around:
+            own[max(around)] -= call["dur"]
+    started = launchers(trace).with_columns(trace.device["dur"]).rows(named=True)
+    wanted: dict[str, list[int]] = {}
+    for call in calls:
+        sums = wanted.setdefault(call["name"], [0] * 5)
+        mine = [kernel["dur"] for kernel in started if kernel["operator"] == call["row"]]
+        for place, value in enumerate((1, call["dur"], own[call["row"]], len(mine), sum(mine))):
+            sums[place] += value
+    table = operators(trace)
+    assert dict(table.schema) == OPERATORS
+    assert {row[0]: list(row[1:]) for row in table.rows()} == wanted
+    assert table["own_ns"].to_list() == sorted(table["own_ns"], reverse=True)

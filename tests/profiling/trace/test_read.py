@@ -275,8 +275,25 @@ def test_a_folder_is_read_rank_by_rank_and_what_cannot_be_is_said(tmp_path: Path
     assert [(each.rank, each.result) for each in done] == [(0, 4811), (1, 4676)]
     assert len(problems) == 2
     assert any("says that it is rank 1" in each for each in problems)
-    in_processes, _ = for_each(trace_files([tmp_path]), attrgetter("events.height"), Reading(num_processes=2))
-    assert [(each.rank, each.result) for each in in_processes] == [(0, 4811), (1, 4676)]
+    for num_processes in (1, 2):
+        told: list[tuple[int, int]] = []
+        again, _ = for_each(
+            trace_files([tmp_path]),
+            attrgetter("events.height"),
+            Reading(num_processes=num_processes, cache=num_processes == 1),
+            progress=lambda done, of: told.append((done, of)),  # noqa: B023
+        )
+        assert [(each.rank, each.result) for each in again] == [(0, 4811), (1, 4676)]
+        size = sum(path.stat().st_size for path in trace_files([tmp_path]))
+        assert told == sorted(told)
+        assert told[-1] == (size, size)
+        assert len(set(told)) > 2
+
+
+def test_ranks_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for rank in (10, 2, 1):
+        (tmp_path / f"trace_{rank}.json").write_text("{}")
+    assert [path.name for path in trace_files([tmp_path])] == ["trace_1.json", "trace_2.json", "trace_10.json"]
 
 
 def test_of_our_own_windows_the_last_one_of_each_rank_is_taken(tmp_path: Path) -> None:

@@ -99,6 +99,28 @@ def finding(**more: Any) -> dict[str, Any]:
     } | more
 
 
+def path() -> pl.DataFrame:
+    """3 ms of a gemm on rank 1, then 1 ms of an exchange on rank 0."""
+    columns = {"rank": [1, 0], "step": [2, 2], "category": ["compute", "communication"], "name": ["gemm", "nccl"]}
+    return pl.DataFrame(columns | {"count": [1, 1], "time_ns": [3 * MS, MS], "share": [0.75, 0.25]})
+
+
+def across() -> pl.DataFrame:
+    start = (1 << 60) + np.array([0, 6000])
+    return pl.DataFrame({"start_ns": start, "dur_ns": [6000, 2000], "name": ["gemm", "nccl"], "rank": [1, 0]})
+
+
+def memory() -> pl.DataFrame:
+    """Of two devices 1, 3 and 2 GiB, and twice that."""
+    rows = [
+        (0, 1, device, i * MS, (device + 1) * gib << 30, 8 << 30)
+        for device in (0, 1)
+        for i, gib in enumerate((1, 3, 2))
+    ]
+    schema = ["rank", "device_type", "device", "at_ns", "allocated_bytes", "reserved_bytes"]
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
 def full(**more: Any) -> Content:
     roofline = kernels(["gemm", "add", "unknown"]).with_columns(
         flops=pl.Series([4e12, 1e8, None]),
@@ -113,6 +135,20 @@ def full(**more: Any) -> Content:
         "steps": steps(),
         "phases": phases(),
         "timeline": events(2000),
+        "across": across(),
+        "path": path(),
+        "gains": pl.DataFrame({"change": ["launches free"], "name": [None], "gain_ns": [MS], "gain_share": [0.25]}),
+        "stragglers": pl.DataFrame({"rank": [1, 0], "num_late": [4, 1], "num_steps": [5, 5], "mean_late_ns": [MS, 0]}),
+        "memory": memory(),
+        "memory_steps": pl.DataFrame({"rank": [0, 0], "step": [7, 8], "at_ns": [0, 1_500_000]}),
+        "held": pl.DataFrame(
+            {"rank": [0], "where": ["device 0"], "phase": ["b"], "operator": ["aten::mm"], "bytes": [3 << 30]}
+        ),
+        "sequences": pl.DataFrame(
+            {"operator": ["aten::linear"], "kernels": ["a::b<1> → c"], "num_kernels": [2], "count": [9]}
+        ),
+        "operators": pl.DataFrame({"name": ["aten::mm", "aten::add"], "count": [3, 9], "own_ns": [2 * MS, MS]}),
+        "counters": pl.DataFrame({"name": ["range"], "operator": ["aten::mm"], "sm__cycles": [17.5]}),
         "kernels": kernels([f"kernel {i}" for i in range(40)]),
         "collectives": pl.DataFrame(collective).with_columns(exposed_ns=pl.lit(5 * MS)),
         "roofline": roofline,
@@ -306,7 +342,8 @@ def shown(page: Page) -> tuple[int, int]:
 def test_every_section_stands_on_the_page_with_its_numbers(show: Any, tmp_path: Path) -> None:
     page = show(full())
     assert page.run("[...document.querySelectorAll('section')].map(each => each.id)") == [
-        "time", "advice", "steps", "timeline", "ranks", "kernels", "collectives", "roofline", "notes",
+        "time", "advice", "steps", "timeline", "path", "ranks", "memory", "kernels", "sequences", "operators",
+        "collectives", "roofline", "counters", "notes",
     ]  # fmt: skip
     windows = sorted(steps()["window_ns"].to_list())
     assert f"{windows[len(windows) // 2] / MS:.2f} ms" in text_of(page, "#time")
@@ -316,6 +353,12 @@ def test_every_section_stands_on_the_page_with_its_numbers(show: Any, tmp_path: 
     assert "88.5" in text_of(page, "#collectives")
     assert "1 kernels of unknown work" in text_of(page, "#roofline .lead")
     assert "the middle of an event" in text_of(page, "#notes")
+    assert text_of(page, "#path .readout") == "4.000 ms: rank 1 75.0 %, rank 0 25.0 %"
+    assert "launches free" in text_of(page, "#path table:last-of-type, #path")
+    assert "a::b<1> → c" in text_of(page, "#sequences")
+    assert "aten::mm" in text_of(page, "#operators")
+    assert "17.5" in text_of(page, "#counters")
+    assert "0\t1\t5" in text_of(page, "#ranks table")
     assert page.requests == [(tmp_path / "report.html").as_uri()]
     assert page.complaints == []
 
@@ -329,6 +372,11 @@ def test_names_that_are_markup_are_shown_as_text_and_run_nothing(show: Any) -> N
         phases=phases().with_columns(phase=pl.lit(HOSTILE[1])),
         timeline=events(200).with_columns(name=pl.lit(HOSTILE[0]), track=pl.lit(HOSTILE[1])),
         kernels=kernels(HOSTILE),
+        across=across().with_columns(name=pl.lit(HOSTILE[0])),
+        path=path().with_columns(name=pl.lit(HOSTILE[1]), category=pl.lit(HOSTILE[0])),
+        sequences=pl.DataFrame({"operator": HOSTILE, "kernels": HOSTILE, "count": range(len(HOSTILE))}),
+        operators=pl.DataFrame({"name": HOSTILE, "own_ns": range(len(HOSTILE))}),
+        counters=pl.DataFrame({"name": HOSTILE, HOSTILE[0]: range(len(HOSTILE))}),
         collectives=pl.DataFrame({"type": HOSTILE, "group": HOSTILE}),
         advice=[finding(title=HOSTILE[1], cause=HOSTILE[0], remedy=HOSTILE[4], evidence=HOSTILE)],
         missing={"critical": HOSTILE[0]},
@@ -367,7 +415,7 @@ def test_the_policy_stops_what_would_get_past_the_escaping(show: Any) -> None:
 def test_without_anything_each_section_says_in_a_sentence_why_it_is_empty(show: Any) -> None:
     page = show(Content(title="empty", missing={"roofline": "This device is not in the table of peaks."}))
     assert page.run("document.querySelectorAll('section canvas').length") == 0
-    for name in ("steps", "timeline", "kernels", "collectives", "advice"):
+    for name in ("steps", "timeline", "path", "memory", "kernels", "sequences", "operators", "collectives", "advice"):
         assert len(text_of(page, f"#{name} .missing")) > 20
     assert text_of(page, "#roofline .missing") == "This device is not in the table of peaks."
     assert page.complaints == []
@@ -406,6 +454,37 @@ def test_a_cell_of_the_heat_map_says_its_number_and_a_click_shows_that_step(show
     assert "Step 1 · rank 2 · 19.00 ms" in text_of(page, "#steps .panel")
     page.run("(s => { s.value = '5'; s.dispatchEvent(new Event('change')); })(document.querySelector('#ranks select'))")
     assert text_of(page, "#ranks .readout") == "rank 2, step 1: idle 1.000 ms"
+
+
+def test_the_path_of_the_job_lies_above_the_ranks_and_says_on_which_each_part_is(show: Any) -> None:
+    page = show(full(timeline=pl.concat([events(40, rank=0), events(40, rank=1)]).with_columns(dur_ns=100)))
+    box = page.box(LANES)
+    page.click(box["x"] + 300, box["y"] + 12)
+    assert "gemm · 6.000 µs · at 0 · rank 1 · critical path of all ranks" in text_of(page, "#event")
+    page.click(box["x"] + 204 + 0.75 * (box["width"] - 204), box["y"] + 12)
+    assert "nccl · 2.000 µs" in text_of(page, "#event")
+    assert "rank 0 · critical path of all ranks" in text_of(page, "#event")
+
+
+def test_memory_shows_the_peak_then_the_point_that_is_looked_at_then_another_device(show: Any) -> None:
+    page = show(full())
+    assert "peak 3.000 GiB allocated, 8.000 GiB reserved, 1.000 ms after the first, step 7" in text_of(
+        page, "#memory .readout"
+    )
+    page.run("document.querySelector('#memory canvas').focus()")
+    page.press("End")
+    assert text_of(page, "#memory .readout").startswith("2.000 GiB allocated")
+    assert "step 8" in text_of(page, "#memory .readout")
+    box = page.box("#memory canvas")
+    page.mouse("mouseMoved", box["x"] + 90, box["y"] + 100)
+    assert text_of(page, "#memory .readout").startswith("3.000 GiB")
+    page.run(
+        "(s => { s.value = '1'; s.dispatchEvent(new Event('change')); })(document.querySelector('#memory select'))"
+    )
+    assert "peak 6.000 GiB" in text_of(page, "#memory .readout")
+    assert "device 1" in text_of(page, "#memory .readout")
+    assert "aten::mm" in text_of(page, "#memory table")
+    assert page.complaints == []
 
 
 def test_tables_sort_both_ways_and_filter(show: Any) -> None:
@@ -454,7 +533,7 @@ def test_a_plain_wheel_over_the_timeline_scrolls_and_does_not_zoom(show: Any) ->
 
 
 def test_an_event_is_read_by_a_click_and_found_by_its_name(show: Any) -> None:
-    page = show(full(timeline=events(40)))
+    page = show(full(timeline=events(40), across=None))
     box = page.box(LANES)
     page.click(box["x"] + 230, box["y"] + 12)
     assert "kernel_0 · compute · 900 ns · at 0 · GPU 0 · stream 0" in text_of(page, "#event")
