@@ -2,8 +2,9 @@
 
 Two bounds, of which the larger counts. Each traffic alone: the best group that the machines have room for. All
 together, for traffics that use different axes and cross machines: a set of S ranks that meets a group along axis k with
-m_k ranks on average has prod m_k <= |S| (Loomis and Whitney, "An inequality related to the isoperimetric inequality", 1949), so a
-machine with u GPUs cannot hold long pieces of all axes at once; what it does not hold leaves through its adapters.
+m_k ranks on average has prod m_k <= |S| (Loomis and Whitney, "An inequality related to the isoperimetric inequality",
+1949), so a machine with u GPUs cannot hold long pieces of all axes at once; what it does not hold leaves through its
+adapters.
 """
 
 import math

@@ -5,8 +5,8 @@
 On one machine with at most eight ranks all seatings are searched, but for those that symmetry or a bound rules out: the
 answer is exact. Beyond, the mesh is cut into boxes of a machine's size; shapes and orders of boxes are tried, seats
 within a machine searched, and a local search follows. Devices that failed or are reserved are left out, machines may
-differ. Rank order is always among the candidates, so that the answer is never worse by the model; `bound_s` says how good
-one can be.
+differ. Rank order is always among the candidates, so that the answer is never worse by the model; `bound_s` says how
+good one can be.
 """
 
 from collections.abc import Mapping, Sequence
