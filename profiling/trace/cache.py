@@ -17,7 +17,7 @@ import polars as pl
 from .kinds import Kind
 from .tables import Trace
 
-FORMAT = 1
+FORMAT = 2
 """To be raised with every change of the tables or of what is a kind."""
 _FOLDER = ".stepladder-cache"
 _TABLES = ("events", "instants", "tracks")

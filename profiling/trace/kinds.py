@@ -45,6 +45,7 @@ _BY_CATEGORY = {
     "memcpy": Kind.MEMORY,
     "memset": Kind.MEMORY,
     "cuda_sync": Kind.SYNC,
+    "xpu_sync": Kind.SYNC,
     "cuda_runtime": Kind.LAUNCH,
     "cuda_driver": Kind.LAUNCH,
     "runtime": Kind.LAUNCH,
@@ -63,7 +64,8 @@ _BY_CATEGORY = {
     "python_func": Kind.PYTHON,
     "cuda_profiler_range": Kind.COUNTERS,
 }
-_KERNELS = ("kernel", "mtia_ccp_events", "gpu_op")
+_MTIA = "mtia_ccp_events"
+_KERNELS = ("kernel", _MTIA, "gpu_op")
 
 
 def kind_of(category: str | None, name: str | None) -> Kind:
@@ -72,5 +74,8 @@ def kind_of(category: str | None, name: str | None) -> Kind:
     if lower in _KERNELS:
         if name and COMMUNICATION_KERNEL.search(name):
             return Kind.COMMUNICATION
+        if lower == _MTIA and name and name.startswith(("dma", "event_")):
+            # Of everything that this device's processor does: `dma_request`, and waiting for and recording of events.
+            return Kind.MEMORY if name.startswith("dma") else Kind.SYNC
         return Kind.MEMORY if name and name.lower().startswith(("memcpy", "memset")) else Kind.COMPUTE
     return _BY_CATEGORY.get(lower, Kind.OTHER)

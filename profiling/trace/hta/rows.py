@@ -84,6 +84,9 @@ def exact_rows(trace: Trace) -> Rows:
     calls = launch_calls(trace).select("row", "ts", "dur", "name", "correlation")
     call = call_places(trace, trace.device)
     work = trace.device.select(*WORK, "kind", "device", call=call, call_ts=calls["ts"].gather(call))
+    if (work["stream"] < 0).any():  # XPU and MTIA put work on rows, and need not name a stream
+        row = trace.tracks["tid"].gather(trace.device["track"])
+        work = work.with_columns(stream=pl.when(pl.col("stream") < 0).then(row).otherwise("stream"))
     marks = events.filter(pl.col("kind").is_in([Kind.ANNOTATION.value, Kind.DEVICE_ANNOTATION.value]))
     return Rows(
         device=with_copies(trace, work.with_columns(occupies=pl.lit(True))),
