@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-parallel test-fuzz test-advice lint format bench-overhead bench-gpu bench-pipeline clean
+.PHONY: help demo test test-parallel test-fuzz test-advice lint format bench-overhead bench-gpu bench-pipeline bench-compare clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -51,6 +51,9 @@ bench-gpu: $(READY) ## FP8, compile modes, checkpointing and CUDA graphs on one 
 
 bench-pipeline: $(READY) ## bubble of each schedule: measured on four ranks, by formula, simulated
 	$(BIN)/python benchmarks/pipeline.py
+
+bench-compare: $(READY) ## false verdicts, power and cost of a comparison, and of usual designs, in 80,000 simulated ones
+	$(BIN)/python benchmarks/compare.py
 
 clean: ## remove the environment and what runs left behind
 	rm -rf $(VENV) runs build *.egg-info

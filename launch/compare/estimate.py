@@ -29,7 +29,7 @@ SPREAD_LEVEL = 0.20
 """Two-sided probability outside of the averages that give the standard error: the further in, the more disturbed pairs
 it bears, the further out, the fewer false alarms; tried were 0.05, 0.1, 0.2 and 0.32."""
 MIN_BOOTSTRAP_PAIRS = 8
-_RESAMPLES = 4000
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,11 @@ def p_value(centre: float, error: float, num_pairs: int) -> float:
     return 2 * student_tail(abs(centre) / error, num_pairs - 1)
 
 
-def bootstrap_interval(differences: Array, *, level: float = 0.05, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    differences: Array, *, level: float = 0.05, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """Percentiles of the ratio over resampled pairs."""
     generator = np.random.default_rng(seed)
-    drawn = differences[generator.integers(0, len(differences), (_RESAMPLES, len(differences)))]
+    drawn = differences[generator.integers(0, len(differences), (resamples, len(differences)))]
     low, high = np.quantile(centre_and_error(drawn)[0], (level / 2, 1 - level / 2))
     return math.exp(low), math.exp(high)

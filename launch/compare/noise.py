@@ -43,8 +43,11 @@ class NoiseModel:
     second_slower: float = 0.0
     """By how much the second segment of each pair is slower (heat, what the first one left in memory)."""
     disturbed_share: float = 0.0
+    """Of the segments; they take longer as a whole (a neighbour's job)."""
     disturbed_mean: float = 0.10
-    """Disturbed segments take longer as a whole (a neighbour's job), by an exponentially distributed share."""
+    """By an exponentially distributed share with this mean."""
+    disturbed_length: float = 1.0
+    """Segments that a disturbance lasts, on average; its size stays."""
     toggle_sd_share: float = 0.23
     """Part of `process_sd` that stays with an arm when arms are toggled inside one process (deduced: toggled estimates
     scatter by 0.21 percent over 16 pairs where the steps alone explain 0.135)."""
@@ -66,6 +69,7 @@ NOISE_SETTINGS = {
     "trend": NoiseModel(trend=0.05),
     "second slower": NoiseModel(second_slower=0.01),
     "disturbed": NoiseModel(disturbed_share=0.10),
+    "neighbours": NoiseModel(disturbed_share=0.25, disturbed_length=4),
 }
 """From the quiet quarter of the series to the tenth with the most noise; then typical noise and one more trouble."""
 
@@ -88,9 +92,24 @@ def machine(noise: NoiseModel, generator: np.random.Generator, num_experiments: 
     drift = np.cumsum(generator.standard_normal(shape), axis=1) * (noise.drift_sd / math.sqrt(num_segments))
     drift += noise.trend * np.linspace(0, 1, num_segments)
     drift[:, 1::2] += noise.second_slower
-    disturbed = generator.random(shape) < noise.disturbed_share
-    drift[disturbed] += generator.exponential(noise.disturbed_mean, int(disturbed.sum()))
-    return drift
+    return drift + disturbances(noise, generator, shape) if noise.disturbed_share else drift
+
+
+def disturbances(noise: NoiseModel, generator: np.random.Generator, shape: tuple[int, int]) -> Array:
+    """How much longer each segment takes because of disturbances, which come and go as a Markov chain."""
+    ends = 1 / noise.disturbed_length
+    begins = ends * noise.disturbed_share / (1 - noise.disturbed_share)
+    sizes, found = generator.exponential(noise.disturbed_mean, shape), np.zeros(shape)
+    disturbed = generator.random(shape[0]) < noise.disturbed_share
+    size = np.where(disturbed, sizes[:, 0], 0.0)
+    found[:, 0] = size
+    for segment in range(1, shape[1]):
+        drawn = generator.random(shape[0])
+        stays = disturbed & (drawn >= ends)
+        disturbed = stays | (~disturbed & (drawn < begins))
+        size = np.where(stays, size, np.where(disturbed, sizes[:, segment], 0.0))
+        found[:, segment] = size
+    return found
 
 
 def segment_medians(

@@ -101,7 +101,7 @@ def _solve(crossing: Callable[[float], float], target: float) -> float:
     low, high = 0.0, _FAR * 2
     if target <= 0:
         return high
-    for _ in range(45):
+    while high - low > 1e-9:
         middle = (low + high) / 2
         low, high = (middle, high) if crossing(middle) > target else (low, middle)
     return (low + high) / 2
