@@ -5,8 +5,8 @@ nest, and time belongs to the innermost. `within` says where that one stands: th
 the outermost range of any kind in a trace without them. So `FSDP::all_gather` within `forward` and within `backward`
 are two.
 
-Left out: profiler steps; the marks of single collectives (`nccl:…`, `hccl:…`, `gloo:…`), which say what runs and not why; and
-the compiler's logging.
+Left out: profiler steps; the marks of single collectives (`nccl:…`, `hccl:…`, `gloo:…`), which say what runs and
+not why; and the compiler's logging.
 """
 
 from collections.abc import Sequence
