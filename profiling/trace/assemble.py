@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ..errors import TraceError
 from .kinds import Kind, kind_of
-from .parse import ARGS_WHOLE, Piece
+from .piece import ARGS_WHOLE, Piece
 from .source import Source
 from .tables import EXTERNAL, Trace, job_of
 

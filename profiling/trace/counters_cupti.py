@@ -14,7 +14,7 @@ import polars as pl
 from .kinds import Kind
 from .launchers import parents
 from .nesting import innermost_at
-from .parse import ARGS_WHOLE
+from .piece import ARGS_WHOLE
 from .source import Source
 from .tables import Trace
 

@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from .assemble import Assembly
-from .parse import Parser, Piece
+from .parse import Parser
+from .piece import Piece
 from .source import Limits, Source
 from .tables import Trace
 

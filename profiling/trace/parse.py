@@ -1,4 +1,4 @@
-"""Text of events -> typed columns. Arrow parses; what it refuses is mended for a file, a piece, or one event.
+"""Text of events -> typed columns: by the compiled scanner, else by Arrow, mended, else one event at a time.
 
 See [Note: dialects].
 """
@@ -7,7 +7,7 @@ See [Note: dialects].
 # pyarrow makes its compute functions at run time and has no annotations.
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,70 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from .dialect import Mend, as_type, digits, mend_for, microseconds, one_by_one, quote_lists
+from .piece import ARGS_WHOLE, DETAIL, KINDS, NO_VALUE, SPARSE, TEXTS, WHOLE, Piece
+from .scanner import scan
 
-NO_VALUE = -1
-"""In columns of whole numbers: the event does not have the key."""
 _NS = pa.decimal128(24, 3)  # microseconds with three digits behind the point: the unscaled number is nanoseconds
-
-TEXTS = ("ph", "cat", "name")
-WHOLE = ("pid", "tid")
-ARGS_WHOLE = ("correlation", "stream", "device", "External id")
-SPARSE: dict[str, pa.DataType] = {
-    "Collective name": pa.string(),
-    "dtype": pa.string(),
-    "In msg nelems": pa.int64(),
-    "Out msg nelems": pa.int64(),
-    "Group size": pa.int64(),
-    "Process Group Name": pa.string(),
-    "Process Group Ranks": pa.string(),
-    "Seq": pa.int64(),
-    "bytes": pa.int64(),
-    "memory bandwidth (GB/s)": pa.float64(),
-    "name": pa.string(),
-}
-"""Keys of `args` that few events have; kept with the number of their row."""
-DETAIL: dict[str, pa.DataType] = {
-    "Input Dims": pa.string(),
-    "Input type": pa.string(),
-    "Concrete Inputs": pa.string(),
-    "Call stack": pa.string(),
-    "Process Group Description": pa.string(),
-    "Sequence number": pa.int64(),
-    "Fwd thread id": pa.int64(),
-    "Python id": pa.int64(),
-    "Python parent id": pa.int64(),
-    "wait_on_stream": pa.int64(),
-    "wait_on_cuda_event_record_corr_id": pa.int64(),
-    "blocks per SM": pa.float64(),
-    "warps per SM": pa.float64(),
-    "est. achieved occupancy %": pa.float64(),
-    "Bytes": pa.int64(),
-    "Addr": pa.int64(),
-    "Total Allocated": pa.int64(),
-    "Total Reserved": pa.int64(),
-    "Device Type": pa.int64(),
-    "Device Id": pa.int64(),
-}
-"""Further ones, which cost time and memory and which only some analyses ask for."""
 _LISTS = ("Input Dims", "Input type", "Concrete Inputs")
 _PHASES = ("X", "i", "I", "M", "C")
 """Kinds of events that are kept: complete, instant, metadata, counter."""
-
-
-@dataclass(kw_only=True)
-class Piece:
-    """Columns of some events: X the ones that are kept, in the order of the file."""
-
-    ts: np.ndarray
-    """[X] int64, nanoseconds."""
-    dur: np.ndarray
-    """[X] int64, nanoseconds; -1 for events that have no length."""
-    whole: dict[str, np.ndarray]
-    """[X] int64 each."""
-    texts: dict[str, tuple[np.ndarray, list[str]]]
-    """[X] codes, and what they stand for; code -1 for none."""
-    sparse: dict[str, tuple[np.ndarray, pa.Array]]
-    """Rows, and values."""
 
 
 @dataclass(kw_only=True)
@@ -87,6 +30,8 @@ class Parser:
 
     detail: bool = False
     """Read the keys of `DETAIL` too."""
+    compiled: bool = True
+    """Try the compiled scanner first."""
     words: dict[str, int] = field(default_factory=dict[str, int])
     """Numbers given to processes and threads that have a name instead, counted downwards from -2."""
     num_unreadable: int = 0
@@ -95,6 +40,9 @@ class Parser:
 
     def parse(self, piece: bytes) -> Piece:
         """Columns of a text `{...}, {...}`; never raises for what stands in it."""
+        scanned = scan(piece, self._keys(), self._word) if self.compiled else None
+        if scanned is not None:
+            return scanned
         try:
             return _columns(self._by_arrow(piece), self._keys())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
@@ -149,19 +97,12 @@ class Parser:
         """The event with what is asked for, of the types that are asked for."""
         args = event.get("args")
         args = cast(dict[str, Any], args) if isinstance(args, dict) else {}
-        kept = {key: as_type(args.get(key), _KINDS[kind]) for key, kind in _args_types(self._keys()).items()}
+        kept = {key: as_type(args.get(key), KINDS[kind]) for key, kind in _args_types(self._keys()).items()}
         made: dict[str, Any] = {key: as_type(event.get(key), "text") for key in TEXTS}
         for key in WHOLE:
             value = event.get(key)
             made[key] = self._word(value) if isinstance(value, str) else as_type(value, "whole")
         return made | {key: microseconds(event.get(key)) for key in ("ts", "dur")} | {"args": kept}
-
-
-_KINDS: dict[pa.DataType, Literal["text", "whole", "real"]] = {
-    pa.string(): "text",
-    pa.int64(): "whole",
-    pa.float64(): "real",
-}
 
 
 def _args_types(keys: dict[str, pa.DataType]) -> dict[str, pa.DataType]:

@@ -6,11 +6,12 @@ that every piece can be read by itself; what stands before and after the list is
 
 import json
 import re
-import zlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+
+from isal import isal_zlib as zlib
 
 from ..errors import TraceError
 
@@ -60,31 +61,37 @@ class Source:
         Raises: TraceError if the file is missing, unreadable, not a trace, or beyond the limits.
         """
         text = self._unpacked()
-        held = self._find_list(text)
-        searched = 0
-        while True:
-            cut = self._border(held, searched)
+        parts = [self._find_list(text)]
+        size = len(parts[0])
+        for part in self._blocks(text):
+            parts.append(part)
+            size += len(part)
+            if size < PIECE_BYTES:
+                continue
+            # An event can be longer than a block, and a border can lie where two meet.
+            if size > _MAX_EVENT_BYTES:
+                parts = [part := b"".join(parts)]
+            cut = self._border(part)
             if cut is not None:
-                yield held[: cut[0]]
-                held = held[cut[1] :]
-            elif len(held) > _MAX_EVENT_BYTES:
+                parts[-1] = part[: cut[0]]
+                yield b"".join(parts)
+                parts = [part[cut[1] :]]
+                size = len(parts[0])
+            elif size > _MAX_EVENT_BYTES:
                 raise TraceError(f"{self.path}: an event longer than {_MAX_EVENT_BYTES >> 20} MiB; not a Kineto trace")
-            # What has been searched in vain is not searched again, but for a border that the new text completes.
-            searched = max(0, len(held) - _LONGEST_BORDER) if cut is None and len(held) >= PIECE_BYTES else 0
-            more = self._gather(text, PIECE_BYTES - len(held))
-            if not more:
-                break
-            held += more
-        yield from self._last(held)
+        yield from self._last(b"".join(parts))
 
-    def _border(self, held: bytes, begin: int) -> tuple[int, int] | None:
-        """Where the last event that is certainly whole ends, and where the next begins; looked for from `begin` on."""
-        if len(held) < PIECE_BYTES:
-            return None
-        end = len(held)
-        while end > begin:
-            at = max(begin, end - _LONGEST_BORDER)
-            found = list(_BORDER.finditer(held, at, min(len(held), end + _LONGEST_BORDER)))
+    def _blocks(self, text: Iterator[bytes]) -> Iterator[bytes]:
+        """The text in parts that are long enough to hold events."""
+        while block := self._gather(text, _READ_BYTES):
+            yield block
+
+    def _border(self, text: bytes) -> tuple[int, int] | None:
+        """Where the last event that is certainly whole ends, and where the next begins."""
+        end = len(text)
+        while end > 0:
+            at = max(0, end - _LONGEST_BORDER)
+            found = list(_BORDER.finditer(text, at, min(len(text), end + _LONGEST_BORDER)))
             if found:
                 return found[-1].start() + 1, found[-1].end()
             end = at
@@ -201,7 +208,7 @@ class Source:
                     packed = file.read(_READ_BYTES // 4)
                     if not packed:
                         self.notes.append("the gzip data ends too early: its writer crashed, or it was cut")
-        except zlib.error as error:
+        except zlib.error as error:  # pyright: ignore[reportGeneralTypeIssues]  (its stub calls it an instance)
             if not self.num_bytes:
                 raise TraceError(f"{self.path}: damaged gzip data ({error}); record it again") from error
             self.notes.append(f"the gzip data is damaged ({error}); events behind that are missing")

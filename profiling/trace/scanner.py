@@ -1,0 +1,230 @@
+"""The compiled way from text to columns, for what most writers write; `parse.py` has the other ways.
+
+scan.c is built when stepladder is installed, if there is a C compiler; without it traces are read more slowly. It is
+called through ctypes, which lets other Python threads run meanwhile.
+"""
+
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
+# pyarrow has no annotations.
+
+import ctypes
+import functools
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .dialect import as_type
+from .piece import ARGS_WHOLE, KINDS, NO_VALUE, WHOLE, Piece
+
+_PHASES: list[str] = ["X", "i", "I", "M", "C"]  # as in scan.c
+_WHOLE, _REAL, _PLAIN_TEXT, _ESCAPED_TEXT, _LIST, _TRUE, _FALSE = range(7)  # forms of values, as in scan.c
+_COLUMNS = (*WHOLE, *ARGS_WHOLE)
+_LEAST_BYTES_OF_EVENT = 24
+_LEAST_BYTES_OF_VALUE = 8
+_WORD_SLOTS = 1 << 16
+
+_Pointer = ctypes.c_void_p
+_Int = ctypes.c_int64
+
+
+class _Words(ctypes.Structure):
+    _fields_ = [("slots", _Pointer), ("num_slots", _Int), ("begin", _Pointer), ("end", _Pointer), ("count", _Int)]
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        ("text", _Pointer),
+        ("length", _Int),
+        ("keys", _Pointer),
+        ("key_ends", _Pointer),
+        ("num_keys", _Int),
+        ("num_columns", _Int),
+        ("max_rows", _Int),
+        ("max_values", _Int),
+        ("ts", _Pointer),
+        ("dur", _Pointer),
+        ("columns", _Pointer),
+        ("phase", _Pointer),
+        ("category", _Pointer),
+        ("name", _Pointer),
+        ("categories", _Words),
+        ("names", _Words),
+        *((name, _Pointer) for name in ("row", "key", "form", "whole", "begin", "end")),
+        ("num_rows", _Int),
+        ("num_values", _Int),
+    ]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions; None if they were not built."""
+    found = importlib.util.find_spec(f"{__package__}._scan")
+    if found is None or found.origin is None:
+        return None
+    try:
+        built = ctypes.CDLL(found.origin)
+        built.scan.argtypes = [ctypes.POINTER(_Job)]
+        built.gather.argtypes = [_Pointer, _Pointer, _Pointer, _Int, _Pointer, _Pointer]
+    except (OSError, AttributeError):
+        return None
+    return built
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Values:
+    """What stands in `args`, and numbers in another notation: a row of these for each."""
+
+    row: np.ndarray
+    key: np.ndarray
+    form: np.ndarray
+    whole: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+    def where(self, which: np.ndarray) -> "_Values":
+        return _Values(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
+
+
+def scan(text: bytes, keys: Mapping[str, pa.DataType], number_of: Callable[[str], int]) -> Piece | None:
+    """Columns of a text `{...}, {...}`; None if it needs another way of reading.
+
+    `keys` are those of `args` beside `ARGS_WHOLE`; `number_of` numbers the processes and threads that have a name.
+    """
+    built = library()
+    if built is None or not text:
+        return None
+    job = _Job()
+    names = [key.encode() for key in (*_COLUMNS, *keys)]
+    held = _buffers(job, text, names)
+    if built.scan(ctypes.byref(job)) != 0:
+        return None
+    rows, count = job.num_rows, job.num_values
+    values = _Values(**{name: held[name][:count] for name in _Values.__dataclass_fields__})
+    whole = {key: held["columns"][i, :rows].copy() for i, key in enumerate(_COLUMNS)}
+    odd = np.flatnonzero(values.key < len(_COLUMNS))
+    try:
+        for i in odd.tolist():
+            key = _COLUMNS[values.key[i]]
+            value = _value(text, int(values.form[i]), int(values.begin[i]), int(values.end[i]))
+            number = number_of(value) if key in WHOLE and isinstance(value, str) else as_type(value, "whole")
+            whole[key][values.row[i]] = NO_VALUE if number is None else number
+        sparse = _sparse(built, text, values, list(keys.items()))
+        texts = {
+            "ph": (held["phase"][:rows].copy(), list(_PHASES)),
+            "cat": (held["category"][:rows].copy(), _words(text, held, "categories", job.categories.count)),
+            "name": (held["name"][:rows].copy(), _words(text, held, "names", job.names.count)),
+        }
+    except ValueError:  # an escape that is none
+        return None
+    return Piece(ts=held["ts"][:rows].copy(), dur=held["dur"][:rows].copy(), whole=whole, texts=texts, sparse=sparse)
+
+
+def _buffers(job: _Job, text: bytes, keys: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Room for what is found, tied to the job; pages that are not written to cost nothing."""
+    max_rows = len(text) // _LEAST_BYTES_OF_EVENT + 1
+    max_values = len(text) // _LEAST_BYTES_OF_VALUE + 1
+    held: dict[str, np.ndarray] = {
+        "text": np.frombuffer(text, dtype=np.uint8),
+        "keys": np.frombuffer(b"".join(keys), dtype=np.uint8),
+        "key_ends": np.cumsum([len(key) for key in keys]),
+        "columns": np.empty((len(_COLUMNS), max_rows), dtype=np.int64),
+        **{name: np.empty(max_rows, dtype=np.int64) for name in ("ts", "dur")},
+        **{name: np.empty(max_rows, dtype=np.int32) for name in ("phase", "category", "name")},
+        **{name: np.empty(max_values, dtype=np.int64) for name in _Values.__dataclass_fields__},
+    }
+    for name, buffer in list(held.items()):
+        setattr(job, name, buffer.ctypes.data)
+    for name in ("categories", "names"):
+        words = getattr(job, name)
+        words.num_slots = _WORD_SLOTS
+        for part, made in (
+            ("slots", np.zeros(_WORD_SLOTS, dtype=np.int32)),
+            ("begin", np.empty(_WORD_SLOTS // 2, dtype=np.int64)),
+            ("end", np.empty(_WORD_SLOTS // 2, dtype=np.int64)),
+        ):
+            held[f"{name} {part}"] = made
+            setattr(words, part, made.ctypes.data)
+    job.length, job.num_keys, job.num_columns = len(text), len(keys), len(_COLUMNS)
+    job.max_rows, job.max_values = max_rows, max_values
+    return held
+
+
+def _words(text: bytes, held: Mapping[str, np.ndarray], table: str, count: int) -> list[str]:
+    begins, ends = held[f"{table} begin"][:count].tolist(), held[f"{table} end"][:count].tolist()
+    return [_text(text[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+
+
+def _text(raw: bytes) -> str:
+    """What stands between quotation marks. Raises: ValueError for an escape that is none."""
+    if b"\\" not in raw:
+        return raw.decode(errors="replace")
+    return as_type(json.loads(f'"{raw.decode(errors="replace")}"', strict=False), "text")
+
+
+def _value(text: bytes, form: int, begin: int, end: int) -> Any:
+    """A value as Python's reader has it; lists as they are written."""
+    raw = text[begin:end]
+    if form in (_PLAIN_TEXT, _ESCAPED_TEXT):
+        return _text(raw)
+    if form in (_TRUE, _FALSE):
+        return form == _TRUE
+    return [raw.decode(errors="replace")] if form == _LIST else Decimal(raw.decode())
+
+
+def _sparse(
+    built: ctypes.CDLL, text: bytes, values: _Values, keys: Sequence[tuple[str, pa.DataType]]
+) -> dict[str, tuple[np.ndarray, pa.Array]]:
+    found: dict[str, tuple[np.ndarray, pa.Array]] = {}
+    first = len(_COLUMNS)
+    for number in np.flatnonzero(np.bincount(values.key, minlength=first + len(keys))[first:]).tolist():
+        key, kind = keys[number]
+        mine = values.where(values.key == first + number)
+        made = _array(built, text, mine, kind)
+        if made.null_count:
+            there = made.is_valid().to_numpy(zero_copy_only=False)
+            mine, made = mine.where(there), made.drop_null()
+        if len(made):
+            found[key] = (mine.row.copy(), made)
+    return found
+
+
+def _array(built: ctypes.CDLL, text: bytes, values: _Values, kind: pa.DataType) -> pa.Array:
+    """The values of one key, of the type that is asked for; what cannot be of it is null."""
+    if kind == pa.int64() and (values.form == _WHOLE).all():
+        return pa.array(values.whole.copy())
+    if kind == pa.string() and (values.form != _ESCAPED_TEXT).all():
+        return _gathered(built, text, values)
+    if kind == pa.float64() and (values.form <= _REAL).all():
+        return _gathered(built, text, values).cast(kind)
+    parts = zip(values.form.tolist(), values.begin.tolist(), values.end.tolist(), strict=True)
+    if kind == pa.string():
+        made = [
+            _text(text[b:e]) if form == _ESCAPED_TEXT else text[b:e].decode(errors="replace") for form, b, e in parts
+        ]
+    else:
+        made = [as_type(_value(text, form, begin, end), KINDS[kind]) for form, begin, end in parts]
+    return pa.array(made, type=kind)
+
+
+def _gathered(built: ctypes.CDLL, text: bytes, values: _Values) -> pa.Array:
+    """Parts of the text, as an array of texts."""
+    count = len(values.begin)
+    begin, end = np.ascontiguousarray(values.begin), np.ascontiguousarray(values.end)
+    ends = np.zeros(count + 1, dtype=np.int32)
+    out = np.empty(int((end - begin).sum()), dtype=np.uint8)
+    source = np.frombuffer(text, dtype=np.uint8)
+    pointers = (each.ctypes.data for each in (source, begin, end))
+    built.gather(*pointers, count, out.ctypes.data, ends[1:].ctypes.data)
+    made = pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(out))
+    try:
+        made.validate(full=True)
+    except pa.ArrowInvalid:  # not UTF-8
+        bounds = zip(begin.tolist(), end.tolist(), strict=True)
+        return pa.array([text[b:e].decode(errors="replace") for b, e in bounds], type=pa.string())
+    return made
