@@ -15,15 +15,20 @@ _ONCE = re.compile(rb'"ph": "M"|"cat": "Trace"|"name": "(?:Iteration Start|Recor
 SEPARATOR = b"\n  },\n  {"
 
 
-def scale(source: Path, target: Path, num_bytes: int) -> None:
-    """Write a gzip trace of about so many bytes of text; Kineto's own layout is kept."""
+def scale(source: Path, target: Path, num_bytes: int, *, long_steps: bool = False) -> None:
+    """Write a gzip trace of about so many bytes of text; Kineto's own layout is kept.
+
+    With `long_steps` there are no more steps than in the source; they last as many times longer.
+    """
     with gzip.open(source) as file:
         text = file.read()
     begin = text.index(b"[", text.index(b'"traceEvents"')) + 1
     end = text.rindex(b"\n  }\n")
     events = text[begin:end].lstrip().removeprefix(b"{").split(SEPARATOR)
     once = [event for event in events if _ONCE.search(event)]
-    again = SEPARATOR.join(event for event in events if not _ONCE.search(event))
+    marks = [event for event in events if long_steps and _STEP.search(event)]
+    again = SEPARATOR.join(event for event in events if not _ONCE.search(event) and event not in marks)
+    once += [_stretched(event, marks, -(-num_bytes // len(again))) for event in marks]
     steps = [int(each) for each in _STEP.findall(again)]
     num_steps = max(steps, default=0) - min(steps, default=0) + 1
     times = [int(each[0]) for each in _TIME.findall(again)]
@@ -49,6 +54,13 @@ def scale(source: Path, target: Path, num_bytes: int) -> None:
             copy += 1
         out.write(b"\n  }\n  ]\n}\n")
     partial.replace(target)
+
+
+def _stretched(mark: bytes, marks: list[bytes], factor: int) -> bytes:
+    """A step as many times longer, begun as many times later after the first one."""
+    first = min(int(found[1]) for found in map(_TIME.search, marks) if found)
+    mark = _TIME.sub(lambda found: b'"ts": %d' % (first + (int(found[1]) - first) * factor), mark)
+    return _LENGTH.sub(lambda found: b'"dur": %d' % (int(found[1]) * factor), mark)
 
 
 def _copy(

@@ -1,0 +1,73 @@
+"""Starts a command, and says how long it took and how much memory it and its children needed together."""
+
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+_EVERY_S = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A command that has ended."""
+
+    wall_s: float
+    peak_mb: float
+    """10^6 bytes. The larger of two figures: the most that all its processes together held at one of the moments looked
+    at, each with its share of what it shares (PSS); the most that one process held at any moment (`ru_maxrss`)."""
+    code: int
+    output: str
+    errors: str
+
+
+def run(command: Sequence[str | Path]) -> Run:
+    """A fresh process, from its start to its end."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        begin = perf_counter()
+        process = subprocess.Popen([str(each) for each in command], stdout=output, stderr=errors)
+        ended, seen = threading.Event(), [0]
+        watcher = threading.Thread(target=_watch, args=(process.pid, ended, seen))
+        watcher.start()
+        _, status, used = os.wait4(process.pid, 0)
+        wall_s = perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        ended.set()
+        watcher.join()
+        texts: list[str] = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    peak_mb = max(used.ru_maxrss, *seen) * 1024 / 1e6
+    return Run(wall_s=wall_s, peak_mb=peak_mb, code=process.returncode, output=texts[0], errors=texts[1])
+
+
+def _watch(pid: int, ended: threading.Event, seen: list[int]) -> None:
+    """Note the largest sum; in KiB."""
+    while not ended.wait(_EVERY_S):
+        seen[0] = max(seen[0], sum(map(_share_kib, _tree(pid))))
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for each in found:
+        try:
+            children = [path.read_text() for path in Path(f"/proc/{each}/task").glob("*/children")]
+        except OSError:
+            continue
+        found += [int(child) for line in children for child in line.split()]
+    return found
+
+
+def _share_kib(pid: int) -> int:
+    """Proportional set size; 0 if the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
