@@ -34,7 +34,8 @@ def long_runs(noise: NoiseModel, generator: np.random.Generator, num_experiments
     level += np.repeat(noise.process_sd * generator.standard_normal((num_experiments, 2)), SEGMENTS_EACH, axis=1)
     times = np.repeat(level, STEPS_PER_SEGMENT, axis=1)
     half = times.shape[1] // 2
-    return tuple(part + steps(noise, generator, num_experiments, half) for part in (times[:, :half], times[:, half:]))  # pyright: ignore[reportReturnType]
+    a, b = (steps(noise, generator, num_experiments, half) for _ in "AB")
+    return times[:, :half] + a, times[:, half:] + b
 
 
 def a_then_b(noise: NoiseModel, generator: np.random.Generator, num_experiments: int) -> Callable[[float], Array]:
