@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(run)
     run.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<name>-<date>-<time>-<id>)")
     run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
+    run.add_argument("--stop-after", type=int, metavar="N", help="end after N steps; schedules count on run.num_steps")
+    run.add_argument("--step-times", type=Path, metavar="FILE", help="leave time and loss of every step, as JSON")
     run.set_defaults(command=_run)
 
     check = commands.add_parser("check", help="say what a recipe means, or everything that is wrong with it")
@@ -103,8 +105,11 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from ..trainer.data.check import check_data
     from ..trainer.data.errors import DataError
     from ..trainer.data.tokens import silent
+    from .instruments import Instruments
     from .ranks import Ranks, StopRequest
 
+    instruments = Instruments(stop_after=options.stop_after, step_times=options.step_times)
+    instruments.check()
     if options.resume and options.out is None:
         raise UsageError("--resume: continue which run? give its folder with --out")
     ranks = Ranks.from_environment()
@@ -123,7 +128,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
             return start(plan, given, out=options.out, resume=options.resume)
         from .worker import work
 
-        return work(plan, ranks, out=options.out, resume=options.resume, command=["stepladder", *given], stop=stop)
+        command = ["stepladder", *given]
+        return work(
+            plan, ranks, out=options.out, resume=options.resume, command=command, stop=stop, instruments=instruments
+        )
     except (CheckpointError, DataError, UsageError) as error:
         if ranks is None or ranks.local_rank == 0:  # every rank of a host finds the same; one says so
             _complain(getattr(error, "problems", (str(error),)))

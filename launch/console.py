@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 from ..trainer.loop import StepResult
@@ -53,3 +54,8 @@ class Console:
         if self.draws:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
+
+
+def shown(path: Path) -> str:
+    """A path as the user would write it: relative, where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

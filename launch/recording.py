@@ -1,14 +1,20 @@
 """What a session records beside its metrics, and when Python collects its garbage: things entered around the loop."""
 
 import gc
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..profiling import capture
 from ..profiling.record import collections_marked, marker
 from ..trainer.loop import StepResult, Watcher
+from ..trainer.metrics import Meter
 from .profiler_config import ProfilerConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _records(profiler: ProfilerConfig | None, rank: int) -> bool:
@@ -76,3 +82,17 @@ def collection_by_steps(every: int) -> Generator[Watcher]:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def paused(meter: Meter, device: "torch.device", look: Callable[[StepResult], None]) -> Callable[[StepResult], None]:
+    """`look`, its duration left out of the interval that the meter measures."""
+    import torch
+
+    def look_aside(result: StepResult) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what is still queued belongs to the training, not to the pause
+        started_s = time.perf_counter()
+        look(result)
+        meter.skip_pause(started_s)
+
+    return look_aside

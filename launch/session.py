@@ -4,10 +4,9 @@ Takes the recipe apart and hands each part its own table; nothing below this flo
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +16,20 @@ from ..strategies.base import Program
 from ..strategies.mesh import Axis, coordinates, data_rank
 from ..trainer.checkpoint.errors import CheckpointError
 from ..trainer.checkpoint.manager import Checkpoints, last_checkpoint
+from ..trainer.clock import StepClock
 from ..trainer.data.order import Share
 from ..trainer.evaluation import EvaluationRecord, evaluate
-from ..trainer.loop import StepResult, Watcher, train
+from ..trainer.loop import Watcher, train
 from ..trainer.metrics import Meter, MetricsFile, Record, log_line, peak_flops
 from . import recording, run_folder
 from .build import build_program
-from .console import Console
+from .console import Console, shown
 from .errors import ExitCode
+from .instruments import Instruments, write_step_times
 from .plan import Plan
 from .ranks import Ranks, StopRequest, Voice, agree, barrier, gather, sum_over_ranks
 from .recipe import flatten, resolved
+from .recording import paused
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +50,7 @@ class Session:
     stop: StopRequest
     command: Sequence[str]
     """The command line, for the record in the run folder."""
+    instruments: Instruments = field(default_factory=Instruments)
 
     def run(self, *, resume: bool) -> int:
         """Build, train, save, report."""
@@ -70,23 +73,25 @@ class Session:
         checkpoints = self._checkpoints(program, optimizer, source)
         first_step = self._resume(checkpoints) if resume else 0
         feed = self._feed(source, first_step)
-        console = Console(active=self.ranks.rank == 0, num_steps=recipe.run.num_steps, first_step=first_step)
+        console = Console(active=self.ranks.rank == 0, num_steps=self._num_steps, first_step=first_step)
         if first_step:
             console.say(f"continuing after step {first_step}")
         metrics = MetricsFile(path=self.folder / "metrics.jsonl")
         if first_step and self.ranks.rank == 0:
             metrics.rewind(first_step)
         meter = self._meter(feed, first_step, console, metrics)
-        watchers = [Watcher(every=recipe.run.log_every, look=meter.look, at_first=True, span=Span.LOGGING)]
+        clock = StepClock(device=self.device)
+        watchers = [Watcher(every=1, look=clock.look)] if self.instruments.step_times else []
+        watchers.append(Watcher(every=recipe.run.log_every, look=meter.look, at_first=True, span=Span.LOGGING))
         watchers.append(Watcher(every=1, look=meter.ask))
         if recipe.evaluation:
             evaluate_after = self._evaluation(program, console, metrics)
             if first_step == 0:
                 evaluate_after(0)
-            look = self._paused(meter, lambda result: evaluate_after(result.step))
+            look = paused(meter, self.device, lambda result: evaluate_after(result.step))
             watchers.append(Watcher(every=recipe.evaluation.every, look=look, span=Span.EVALUATION))
         if recipe.checkpoint:
-            look = self._paused(meter, lambda result: self._save(checkpoints, result.step, console))
+            look = paused(meter, self.device, lambda result: self._save(checkpoints, result.step, console))
             watchers.append(Watcher(every=recipe.checkpoint.every, look=look, span=Span.CHECKPOINT))
         if console.draws:
             watchers.append(Watcher(every=1, look=console.look))
@@ -95,20 +100,28 @@ class Session:
         with ExitStack() as window:
             watchers += recording.profilers(window, profiler, self.folder, self.ranks.rank, first_step)
             meter.start()
+            clock.start()
             done = train(
                 program,
                 optimizer,
                 feed,
-                num_steps=recipe.run.num_steps,
+                num_steps=self._num_steps,
                 first_step=first_step,
                 base_rates=base_rates,
                 watchers=watchers,
-                wants_norm=lambda step: step % recipe.run.log_every == 0 or step in (1, recipe.run.num_steps),
+                wants_norm=lambda step: step % recipe.run.log_every == 0 or step in (1, self._num_steps),
                 mark=marker(record=bool(profiler and profiler.trace), nvtx=bool(profiler and profiler.nvtx)),
             )
+        if path := self.instruments.step_times:
+            waited_s = feed.waited_s
+            write_step_times(path, clock, plan=self.plan, ranks=self.ranks, device=self.device, waited_s=waited_s)
         if recipe.checkpoint and done > first_step:
             self._save(checkpoints, done, console)
         return self._finish(done, program, console)
+
+    @property
+    def _num_steps(self) -> int:
+        return self.instruments.num_steps(self.plan.recipe.run.num_steps)
 
     def _source(self, split: str) -> "Source":
         from ..trainer.data.source import open_source
@@ -153,7 +166,7 @@ class Session:
     def _meter(self, feed: "DeviceFeed", first_step: int, console: Console, metrics: MetricsFile) -> Meter:
         import torch
 
-        num_steps = self.plan.recipe.run.num_steps
+        num_steps = self._num_steps
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
 
         def write(record: Record) -> None:
@@ -191,19 +204,6 @@ class Session:
 
         own = torch.stack([loss * self._voice.loss, tokens * self._voice.tokens])
         return sum_over_ranks(self.ranks)(own).tolist()
-
-    def _paused(self, meter: Meter, look: Callable[[StepResult], None]) -> Callable[[StepResult], None]:
-        """`look`, its duration left out of the interval that the meter measures."""
-        import torch
-
-        def paused(result: StepResult) -> None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)  # what is still queued belongs to the training, not to the pause
-            started_s = time.perf_counter()
-            look(result)
-            meter.skip_pause(started_s)
-
-        return paused
 
     def _evaluation(self, program: Program, console: Console, metrics: MetricsFile) -> Callable[[int], None]:
         """Function that evaluates after so many steps."""
@@ -247,15 +247,15 @@ class Session:
         config = self.plan.recipe.checkpoint
         assert config is not None, "called only with checkpoints"
         if path := checkpoints.save(step, config):
-            console.say(f"step {step}  checkpoint {_shown(path)}")
+            console.say(f"step {step}  checkpoint {shown(path)}")
 
     def _resume(self, checkpoints: Checkpoints) -> int:
-        recipe, path = self.plan.recipe, last_checkpoint(checkpoints.folder)
+        path = last_checkpoint(checkpoints.folder)
         step = checkpoints.load(path)
-        if step > recipe.run.num_steps:
-            raise CheckpointError(f"run.num_steps = {recipe.run.num_steps}: {path} is further than that; ask for more")
+        if step > self._num_steps:
+            raise CheckpointError(f"run.num_steps = {self._num_steps}: {path} is further than that; ask for more")
         if self.ranks.rank == 0:
-            run_folder.record(self.folder, recipe, command=self.command)
+            run_folder.record(self.folder, self.plan.recipe, command=self.command)
         return step
 
     def _reports(self, program: Program) -> list[str]:
@@ -275,15 +275,10 @@ class Session:
             from .trace_command import after_run
 
             console.say(*after_run(self.folder))
-        stopped = done < recipe.run.num_steps
+        stopped = done < self._num_steps
         code = self.stop.exit_code if stopped else ExitCode.DONE
         reason = f"stopped by a signal after step {done}" if stopped else "done"
         if self.ranks.rank == 0:
             run_folder.write_exit(self.folder, code=code, steps=done, reason=reason)
-        console.say(f"{reason}: {done} of {recipe.run.num_steps} steps; {_shown(self.folder)}")
+        console.say(f"{reason}: {done} of {self._num_steps} steps; {shown(self.folder)}")
         return code
-
-
-def _shown(path: Path) -> str:
-    """A path as the user would write it: relative, where it lies below the working directory."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -14,12 +14,22 @@ from ..trainer.checkpoint.errors import CheckpointError
 from . import run_folder
 from .errors import ExitCode, UsageError
 from .failures import explained
+from .instruments import Instruments
 from .plan import Plan
 from .ranks import Ranks, StopRequest, barrier, pick_device, process_group
 from .session import Session
 
 
-def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: Sequence[str], stop: StopRequest) -> int:
+def work(
+    plan: Plan,
+    ranks: Ranks,
+    *,
+    out: Path | None,
+    resume: bool,
+    command: Sequence[str],
+    stop: StopRequest,
+    instruments: Instruments | None = None,
+) -> int:
     """Run this rank to its end and return its exit code. Raises: UsageError, DataError, CheckpointError."""
     for key, (value, _) in plan.environment().items():  # before anything reads it
         os.environ.setdefault(key, value)
@@ -34,7 +44,15 @@ def work(plan: Plan, ranks: Ranks, *, out: Path | None, resume: bool, command: S
         if flies:
             path, nccl = folder / "flight_recorder", device.type == "cuda"
             stack.enter_context(capture.collectives_of_a_failure(path, rank=ranks.rank, nccl=nccl))
-        session = Session(plan=plan, ranks=ranks, device=device, folder=folder, stop=stop, command=command)
+        session = Session(
+            plan=plan,
+            ranks=ranks,
+            device=device,
+            folder=folder,
+            stop=stop,
+            command=command,
+            instruments=instruments or Instruments(),
+        )
         try:
             code = session.run(resume=resume)
         except (CheckpointError, StrategyError) as error:  # on every rank alike

@@ -98,6 +98,15 @@ def host_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def device_memory_gib(device: "torch.device") -> float:
+    """Peak memory of this rank: reserved by the allocator on CUDA, resident set of the process on CPU."""
+    if device.type != "cuda":
+        return host_memory_gib()
+    import torch
+
+    return torch.cuda.max_memory_reserved(device) / 2**30
+
+
 @dataclass(kw_only=True)
 class Meter:
     """Turns step results into records, at the interval of the log. All ranks call it; rank 0 writes."""
@@ -121,6 +130,8 @@ class Meter:
     _last_s: float = field(default=0.0, init=False)
     _last_step: int = field(default=0, init=False)
     _last_wait_s: float = field(default=0.0, init=False)
+    _asked_s: float = field(default=0.0, init=False)
+    _asked_step: int = field(default=0, init=False)
     _ask_every: int = field(default=1 << 62, init=False)
     """Steps between questions; follows from a sum over the ranks, so it is the same on all of them."""
 
@@ -142,7 +153,7 @@ class Meter:
         loss_sum = self.loss_counts * float(result.loss_sum)  # the one place where the host waits for the device
         step_s = (time.perf_counter() - self._last_s) / steps
         total, stops, step_s = self._sum(loss_sum, float(self.stop_requested()), step_s)
-        self._ask_every = max(1, round(STOP_WITHIN_S * self.num_ranks / max(step_s, 1e-9)))
+        self._ask_again(result.step, step_s)
         now = time.perf_counter()
         interval = max(now - self._last_s, 1e-9)
         waited = self.waited_s()
@@ -158,7 +169,7 @@ class Meter:
                 tokens_per_s=rate,
                 step_ms=1000 * interval / steps,
                 data_wait_percent=min(100.0, 100 * (waited - self._last_wait_s) / interval),
-                memory_gib=self._memory_gib(),
+                memory_gib=device_memory_gib(self.device),
                 mfu_percent=100 * flops / self.peak if self.peak else None,
                 elapsed_s=now - self._start_s,
                 eta_s=(self.num_steps - result.step) * interval / steps,
@@ -173,7 +184,15 @@ class Meter:
             return self.stop_requested()
         if result.step % self._ask_every:
             return False
-        return self._sum(float(self.stop_requested()))[0] > 0
+        step_s = (time.perf_counter() - self._asked_s) / max(1, result.step - self._asked_step)
+        stops, step_s = self._sum(float(self.stop_requested()), step_s)
+        self._ask_again(result.step, step_s)
+        return stops > 0
+
+    def _ask_again(self, step: int, step_s: float) -> None:
+        """Choose when to ask next: a first step that compiles tells little. step_s: of one step, summed over ranks."""
+        self._ask_every = max(1, round(STOP_WITHIN_S * self.num_ranks / max(step_s, 1e-9)))
+        self._asked_s, self._asked_step = time.perf_counter(), step
 
     def _sum(self, *values: float) -> list[float]:
         """Sums over all ranks."""
@@ -182,13 +201,6 @@ class Meter:
         import torch
 
         return self.reduce(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
-
-    def _memory_gib(self) -> float:
-        if self.device.type == "cuda":
-            import torch
-
-            return torch.cuda.max_memory_reserved(self.device) / 2**30
-        return host_memory_gib()
 
 
 @dataclass(kw_only=True)
