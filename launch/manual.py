@@ -46,10 +46,9 @@ def page(name: str) -> str:
         raise UsageError(f"{name}: no such strategy; {hint}")
     found = by_name[name]
     lines = [f"strategies.{name}: {found.headline}", ""]
-    for label in LABELS:
-        lines += textwrap.wrap(
-            found.answers.get(label, "-"), _width(), initial_indent=f"{label:<11}", subsequent_indent=" " * 11
-        )
+    answers = [(label, found.answers.get(label, "-")) for label in LABELS]
+    for label, answer in [*answers, ("Changes", f"{found.changes} (what a comparison checks)")]:
+        lines += textwrap.wrap(answer, _width(), initial_indent=f"{label:<11}", subsequent_indent=" " * 11)
     lines += ["", "keys"]
     for key, kind, default, text in found.keys:
         lines.append(f"  {key} = {default}    ({kind})")

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, Depends, MayChange
 from .errors import StrategyError
 from .limits import Count, Fraction, PositiveInt
 from .names import canonical
@@ -79,6 +80,15 @@ class ActivationCheckpointing:
     preserve_rng_state: bool = True
     """Replay the random numbers in the recomputation; false is faster for a model without dropout."""
 
+    changes: ClassVar[MayChange] = MayChange(
+        # compiled, the recomputation is fused, and so rounded, in its own way
+        switch=Depends(
+            usually=Changes.NOTHING,
+            sometimes=Changes.REDUCTION_ORDER,
+            when="where blocks are compiled",
+            holds=lambda ac, run: "compile" in run.active,
+        )
+    )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="device cpu",

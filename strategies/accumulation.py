@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import PositiveInt
 from .refusal import Refusal
 
@@ -26,6 +27,7 @@ class Accumulation:
     num_microbatches: PositiveInt = 2
     """Microbatches in one step on each rank."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER)
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import AtLeast, Fraction, PositiveFloat
 from .refusal import Refusal
 
@@ -53,6 +54,10 @@ class AdamW:
     state: Literal["float32", "8bit", "4bit", "fp8"] = "float32"
     """In what the two moments are kept; all but float32 need torchao, whose implementation is its own."""
 
+    changes: ClassVar[MayChange] = MayChange(
+        switch=Changes.ALGORITHM,
+        keys={"implementation": Changes.REDUCTION_ORDER, "state": Changes.LOW_PRECISION},
+    )
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from .base import LossScaling, Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import Above, Below, PositiveFloat, PositiveInt
 from .refusal import Refusal
 
@@ -41,6 +42,7 @@ class Amp:
     growth_interval: PositiveInt | None = None
     """FP16: good steps before the scale grows (2000)."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.PRECISION)
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 from ..profiling.record import Marker
+from .changes import MayChange
 from .facts import Facts
 from .mesh import Axis
 from .refusal import Refusal
@@ -233,6 +234,8 @@ class Strategy(Protocol):
     The module's docstring answers, labelled: Problem, Mechanism, Saves, Costs, When, When not, Measure, Source.
     """
 
+    changes: ClassVar[MayChange]
+    """What it may change about the numbers, so that a comparison knows what sameness to check."""
     conflicts: ClassVar[tuple[Refusal, ...]]
     """Combinations that cannot work, each with the reason and the way out."""
 

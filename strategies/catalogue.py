@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+from .changes import declared
 from .plugins import installed
 
 LABELS = ("Problem", "Mechanism", "Saves", "Costs", "When", "When not", "Measure", "Source")
@@ -22,6 +23,8 @@ class Page:
     name: str
     headline: str
     answers: dict[str, str]
+    changes: str
+    """What it may change about the numbers, as it declares."""
     keys: list[tuple[str, str, str, str]]
     """(key, type, default, what it does)"""
 
@@ -41,7 +44,8 @@ def _page(name: str, kind: type[Any]) -> Page:
     headline, _, rest = text.partition("\n")
     parts = re.split(rf"^({'|'.join(sorted(LABELS, key=len, reverse=True))}): ", rest, flags=re.MULTILINE)
     answers = {label: " ".join(answer.split()) for label, answer in zip(parts[1::2], parts[2::2], strict=True)}
-    return Page(name=name, headline=headline.rstrip("."), answers=answers, keys=describe_keys(kind))
+    changes = declared(kind).sentence()
+    return Page(name=name, headline=headline.rstrip("."), answers=answers, changes=changes, keys=describe_keys(kind))
 
 
 def describe_keys(kind: type[Any]) -> list[tuple[str, str, str, str]]:

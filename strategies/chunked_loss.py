@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .base import Batch, Owns, Program, Run
+from .changes import Changes, MayChange
 from .errors import StrategyError
 from .limits import PositiveInt
 from .mesh import Axis
@@ -32,6 +33,7 @@ class ChunkedLoss:
     num_chunks: PositiveInt = 8
     """Parts into which the tokens of a microbatch are cut: more of them, less memory and smaller products."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER)
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="pp",

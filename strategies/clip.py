@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import PositiveFloat
 from .norms import by_layout, total_norm
 from .refusal import Refusal
@@ -32,6 +33,7 @@ class Clip:
     norm_type: Literal[2, "inf"] = 2
     """The Euclidean norm, or the largest element."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.ALGORITHM)
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .refusal import Refusal
 
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -37,6 +38,7 @@ class Compile:
     backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
     """`aot_eager` and `eager` trace without generating code: to tell a tracing problem from a code problem."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER, keys={"fullgraph": Changes.NOTHING})
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="fsdp2",

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .base import Batch, Owns, Program, Run
+from .changes import Changes, MayChange
 from .context_parallel.balance import Balance, BalanceKind
 from .mesh import Axis
 from .refusal import Refusal
@@ -40,6 +41,7 @@ class ContextParallel:
     overlap: bool = True
     """Ring: the next keys and values travel while these are used; false waits first (for an A/B of the overlap)."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER, keys={"overlap": Changes.NOTHING})
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from ..profiling.record import Marker, no_span
 from ..profiling.spans import Span
 from .base import Batch, ForwardBackward, Owns, Program, Run
+from .changes import Changes, MayChange
 from .errors import StrategyError
 from .limits import PositiveInt
 from .mesh import Axis
@@ -40,6 +41,7 @@ class CudaGraph:
     warmup_steps: PositiveInt = 3
     """Ordinary steps before the capture, in which libraries choose their kernels and compilers compile."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER)
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(beside="device cpu", why="there are no CUDA graphs without a GPU", instead="remove the strategy"),
         Refusal(

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, Depends, MayChange
 from .limits import AtLeast, PositiveInt
 from .materialise import materialise
 from .mesh import AXES_OF, Joint
@@ -38,6 +39,12 @@ _START_STEP = 1000
 
 
 _SYNC_BUFFERS = "forward_sync_buffers"
+_BUCKETS = Depends(
+    usually=Changes.NOTHING,
+    sometimes=Changes.REDUCTION_ORDER,
+    when="of more than two ranks",  # a ring begins the sum of a number where it lies in the bucket
+    holds=lambda ddp, run: math.prod(run.degrees[axis] for axis in AXES_OF[Joint.REDUCE]) > 2,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,20 @@ class DDP:
     powersgd_start_step: Annotated[int, AtLeast(2)] | None = None
     """PowerSGD: steps after the start, or a resume, that send whole gradients, for they change fast at first (1000)."""
 
+    changes: ClassVar[MayChange] = MayChange(
+        switch=Changes.REDUCTION_ORDER,
+        keys={
+            **dict.fromkeys(("bucket_mib", "static_graph", "overlap"), _BUCKETS),
+            **dict.fromkeys(("gradient_as_bucket_view", "find_unused_parameters"), Changes.NOTHING),
+            "compression": Depends(
+                usually=Changes.PRECISION,
+                sometimes=Changes.LOW_PRECISION,
+                when="with 'powersgd'",
+                holds=lambda ddp, run: ddp.compression == "powersgd",
+            ),
+            **dict.fromkeys(("powersgd_rank", "powersgd_start_step"), Changes.LOW_PRECISION),
+        },
+    )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="mesh.tp",

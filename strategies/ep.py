@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .facts import Experts
 from .mesh import Axis
 from .refusal import Refusal
@@ -49,6 +50,7 @@ def _shard_problems(experts: Experts, run: Run) -> Iterator[str]:
 class ExpertParallel:
     """Spreads the experts of every layer over `mesh.ep`."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER)
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

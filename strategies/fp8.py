@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from . import low_precision
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .errors import StrategyError
 from .facts import Facts
 from .limits import PositiveInt
@@ -67,6 +68,7 @@ class FP8:
     min_features: PositiveInt = 16
     """Layers with fewer input or output features stay as they are; on an H100, FP8 gains from about 2048 on."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.LOW_PRECISION)
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="device cpu",

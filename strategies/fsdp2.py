@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import Count
 from .mesh import Axis, Joint, side_by_side
 from .refusal import Refusal
@@ -53,6 +54,11 @@ class FSDP2:
     overlap: bool = True
     """Gather and reduce while blocks compute; false does one after the other (for an A/B that shows what it wins)."""
 
+    changes: ClassVar[MayChange] = MayChange(
+        switch=Changes.REDUCTION_ORDER,
+        keys=dict.fromkeys(("param_dtype", "reduce_dtype"), Changes.PRECISION)
+        | dict.fromkeys(("reshard_after_forward", "prefetch", "overlap"), Changes.NOTHING),
+    )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="device cpu",
@@ -219,11 +225,10 @@ class _Layout:
             held = parameter.to_local().shape[0] if hasattr(parameter, "to_local") else parameter.shape[0]
             return Shard(0) if held >= num_ranks else Shard(1)
 
-        policy = replace(self.policy, cast_forward_inputs=False)
         fully_shard(
             module,
             mesh=self.experts,
-            mp_policy=policy,
+            mp_policy=replace(self.policy, cast_forward_inputs=False),
             reshard_after_forward=self.reshard,
             shard_placement_fn=placement,
             **self.options,

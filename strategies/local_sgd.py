@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import Count, Fraction, PositiveFloat, PositiveInt
 from .materialise import materialise
 from .mesh import Axis, coordinates
@@ -53,6 +54,7 @@ class LocalSGD:
     outer_momentum: Fraction | None = None
     """Nesterov: how much of the last meeting's direction is kept (0.9)."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.ALGORITHM)
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .refusal import Refusal
 
 
@@ -25,6 +26,7 @@ class MatmulPrecision:
     precision: Literal["highest", "high", "medium"] = "high"
     """`highest` float32, `high` TF32 or three BF16 products, `medium` one BF16 product."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.PRECISION)
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

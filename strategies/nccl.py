@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import AtLeast, AtMost, PositiveInt
 from .refusal import Refusal
 
@@ -65,6 +66,11 @@ class NCCL:
     log: Literal["VERSION", "WARN", "INFO"] | None = None
     """What NCCL prints (NCCL_DEBUG); INFO says which algorithm and network it has chosen."""
 
+    changes: ClassVar[MayChange] = MayChange(
+        # algorithms and paths add in their own order
+        switch=Changes.REDUCTION_ORDER,
+        keys=dict.fromkeys(("all_gather", "socket_interfaces", "high_priority", "log"), Changes.NOTHING),
+    )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="device cpu",

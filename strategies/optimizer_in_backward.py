@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .errors import StrategyError
 from .refusal import Refusal
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 class OptimizerInBackward:
     """Takes the optimizer's step parameter by parameter while backward runs."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.NOTHING)
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="clip",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import PositiveInt
 from .mesh import Axis
 from .pipeline import (
@@ -61,6 +62,7 @@ class PipelineParallel:
     """First block of each stage after the first. Left out: so that the most expensive stage is as cheap as can be, the
     embedding and the output projection counted."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER)
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="compile",

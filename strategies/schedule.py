@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from .base import Owns, Program, Run
+from .changes import Changes, MayChange
 from .limits import AtLeast, Count, PositiveInt
 from .refusal import Refusal
 
@@ -36,6 +37,7 @@ class Schedule:
     reference_tokens_per_step: PositiveInt | None = None
     """Tokens per step for which the learning rate was chosen; the rate is scaled by actual / reference."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.ALGORITHM)
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

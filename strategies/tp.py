@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .base import Batch, Owns, Program, Run
+from .changes import Changes, MayChange
 from .mesh import Axis
 from .refusal import Refusal
 
@@ -39,6 +40,7 @@ class TensorParallel:
     async_tp: bool = False
     """Cut gathers and reduce-scatters into pieces that overlap with the multiplications beside them."""
 
+    changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER)
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="device cpu",
