@@ -130,10 +130,11 @@ def clock_notes(clocks: pl.DataFrame | None) -> list[str]:
     apart = clocks.filter(pl.col("compared_with") == base, pl.col("offset_ns") != 0)
     if apart.height:
         rank, offset, spread = apart.sort(pl.col("offset_ns").abs(), descending=True).row(0)[:3]
+        where = "ahead of" if offset > 0 else "behind"
         notes.append(
-            "clocks of ranks were aligned by the ends of their collectives: that of rank"
-            f" {rank} is {offset / _US:+.1f} us (give or take {spread / _US:.1f}) from that of rank {base}"
-            + (", the others' less" if apart.height > 1 else "")
+            f"clocks of ranks were aligned by the ends of their collectives; that of rank {rank} was"
+            f" {abs(offset) / _US:.1f} us {where} that of rank {base} (give or take {spread / _US:.1f})"
+            + (", no other further off" if apart.height > 1 else "")
         )
     alone = clocks.filter(pl.col("compared_with") != base)["rank"].to_list()
     if alone:

@@ -251,7 +251,9 @@ def _host(trace: Trace, windows: pl.DataFrame, found: _Phases) -> pl.DataFrame:
     )
     start = events["ts"].to_numpy()
     end = start + events["dur"].to_numpy()
-    rank = np.where((events["kind"] == Kind.COMMUNICATION.value).to_numpy(), 2, (events["track"] != main).to_numpy())
+    rank = np.where(
+        (events["kind"] == Kind.COMMUNICATION.value).to_numpy(), 2, (events["track"].cast(pl.Int64) != main).to_numpy()
+    )
     order = np.lexsort((-np.arange(len(start)), rank))  # the innermost is the last to start
     at, length = _pieces([start, end, found.changes], windows)
     owned, idle = _owned(start, end, order, at, length)

@@ -143,8 +143,8 @@ def analyse_all(path: Path) -> None:
     from stepladder.profiling.trace.page import content_of
     from stepladder.profiling.trace.report.write import page_of
 
-    makers = (*analysis.STANDARD, analysis.of_shapes, analysis.of_drawing, analysis.of_attribution)
+    makers = [*analysis.chosen(detail=True, drawing=True), analysis.of_attribution]
     reading = Reading(detail=True, cache=False, num_processes=1)
-    found = analysis.analyse([path], makers, reading=reading)
+    found = analysis.analyse([path], makers, reading=reading, with_path=True)
     list(text.summary(found))
     page_of(content_of(found, title=path.name))

@@ -6,9 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 from synthetic_job import Begin, Collective, End, Job, Launch, Program, Wait, Work, simulate
+from synthetic_trace import Recording
 
 from stepladder.profiling.trace import analysis, text
-from stepladder.profiling.trace.analysis import Analysis, analyse, chosen
+from stepladder.profiling.trace.analysis import Analysis, analyse, chosen, of_attribution
 from stepladder.profiling.trace.job import Reading
 from stepladder.profiling.trace.page import content_of
 
@@ -88,7 +89,7 @@ def test_ranks_are_aligned_by_their_clocks_in_what_is_drawn(stepped: Analysis) -
     critical = content_of(found, title="job").critical
     assert critical is not None
     assert critical["start_ns"].max() - critical["start_ns"].min() < 2_000_000  # pyright: ignore
-    assert any("clocks of ranks were aligned" in note and "+5000.0 us" in note for note in found.notes)
+    assert any("rank 1 was 5000.0 us ahead of that of rank 0 (give or take 0.0)" in note for note in found.notes)
     said = "\n".join(text.summary(found))
     assert "the critical path of step 1 through all ranks" in said
     assert "of it on rank 1" in said
@@ -133,3 +134,10 @@ def test_a_quick_look_has_neither_and_a_look_without_a_page_nothing_that_is_only
     whole = analyse(paths, chosen(detail=True, drawing=False), reading=reading, with_path=True)
     assert not set(analysis.DRAWN) & set(whole.tables)
     assert whole.tables["path_across"].height
+
+
+def test_a_host_that_marks_nothing_is_attributed_too() -> None:
+    made = Recording()
+    made.operator("aten::mm", 0, 5000)
+    table = of_attribution(made.trace())["attribution"]
+    assert table["owned_ns"].sum() == 5000
