@@ -21,6 +21,7 @@ from .tables import EXTERNAL, Trace, job_of
 _KINDS = list(Kind)
 _RANK_IN_NAME = re.compile(r"rank[-_]?(\d+)")
 _LATEST_NS = 1 << 62
+_MANY_TRACKS = 64
 
 
 class Assembly:
@@ -40,13 +41,14 @@ class Assembly:
     def add(self, piece: Piece) -> None:
         """Keep the columns of a piece."""
         codes, words = piece.texts["ph"]
-        phases = np.array([*words, ""])[codes] if words else np.array([], dtype=str)
-        self._keep_names_of_threads(piece, phases == "M")
+        complete, named, instant = (
+            np.array([word in sort for word in [*words, "none"]])[codes] for sort in (("X",), ("M",), ("i", "I", "C"))
+        )
+        self._keep_names_of_threads(piece, named)
         names = self._coded_names(piece)
         fits = (np.abs(piece.ts) < _LATEST_NS) & (piece.dur < _LATEST_NS)
-        self._keep_instants(piece, names, fits & ((phases == "i") | (phases == "I") | (phases == "C")))
-        complete = fits & (phases == "X") & (piece.dur >= 0)
-        kept = np.flatnonzero(complete)
+        self._keep_instants(piece, names, fits & instant)
+        kept = np.flatnonzero(complete & fits & (piece.dur >= 0))
         columns = {
             "ts": piece.ts,
             "dur": piece.dur,
@@ -82,7 +84,7 @@ class Assembly:
         """Kinds, looked up once for each pair of a name and a category that the piece has."""
         codes, words = piece.texts["cat"]
         pairs = names.astype(np.int64) * (len(words) + 1) + (codes + 1)
-        seen, back = np.unique(pairs, return_inverse=True)
+        seen, back = _distinct(pairs)
         kinds: list[int] = []
         for pair in seen.tolist():
             name, code = divmod(pair, len(words) + 1)
@@ -94,11 +96,22 @@ class Assembly:
 
     def _coded_tracks(self, piece: Piece) -> np.ndarray:
         pids, tids = piece.whole["pid"], piece.whole["tid"]
-        seen, back = np.unique(np.stack([pids, tids]), axis=1, return_inverse=True) if len(pids) else (None, None)
-        if seen is None or back is None:
-            return np.zeros(0, dtype=np.uint32)
-        mine = [self._tracks.setdefault((pid, tid), len(self._tracks)) for pid, tid in seen.T.tolist()]
-        return np.array(mine, dtype=np.uint32)[back]
+        parts: dict[tuple[int, int], np.ndarray] = {}
+        rest = np.arange(len(pids))
+        while len(rest) and len(parts) < _MANY_TRACKS:  # threads are few: one look for each is faster than a sort
+            pair = int(pids[rest[0]]), int(tids[rest[0]])
+            mine = (pids[rest] == pair[0]) & (tids[rest] == pair[1])
+            parts[pair], rest = rest[mine], rest[~mine]
+        if len(rest):
+            seen, back = np.unique(np.stack([pids[rest], tids[rest]]), axis=1, return_inverse=True)
+            order = np.argsort(back, kind="stable")
+            ends = np.cumsum(np.bincount(back))[:-1]
+            pairs = [(pid, tid) for pid, tid in seen.T.tolist()]
+            parts |= dict(zip(pairs, np.split(rest[order], ends), strict=True))
+        track = np.zeros(len(pids), dtype=np.uint32)
+        for pair in sorted(parts):
+            track[parts[pair]] = self._tracks.setdefault(pair, len(self._tracks))
+        return track
 
     def _keep_names_of_threads(self, piece: Piece, which: np.ndarray) -> None:
         if not which.any() or "name" not in piece.sparse:
@@ -188,6 +201,14 @@ class Assembly:
         ]
         schema = {"track": pl.UInt32, "pid": pl.Int64, "tid": pl.Int64, "process": pl.String, "thread": pl.String}
         return pl.DataFrame(rows, schema=schema)
+
+
+def _distinct(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a column of small numbers, in order, and the place of each row's among them."""
+    if not len(column) or int(column.max()) > 4 * len(column) + (1 << 16):
+        return np.unique(column, return_inverse=True)
+    there = np.bincount(column) > 0
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[column]
 
 
 def _narrow(column: np.ndarray) -> np.ndarray:
