@@ -13,6 +13,7 @@ from .thresholds import (
     MIN_SHARE,
     MIN_SHARE_OF_TIMES,
     MIN_SHORT_OPERATORS,
+    NEARLY_ALL,
     SHORT_KERNELS_SHARE,
     SHORT_OPERATOR_NS,
     SHORT_OPERATORS_SHARE,
@@ -91,6 +92,8 @@ def tiny_operators(facts: Facts) -> Findings:
     every = facts.table("phase_operators")
     if not facts.on_host or every.is_empty():
         return
+    interrupted = pl.col("num_short") >= NEARLY_ALL * pl.col("num")
+    every = every.with_columns(short_ns=pl.when(interrupted).then("own_ns").otherwise("short_ns"))
     short = facts.most(every, "short_ns")
     here = every.filter(pl.col("rank") == short.rank).sort("short_ns", descending=True)
     num = total(here["num_short"]) / facts.num_steps
@@ -102,8 +105,8 @@ def tiny_operators(facts: Facts) -> Findings:
         fault=Fault.TINY_OPERATORS,
         title="Many tiny operators: the step is bound by their dispatch",
         evidence=(
-            f"rank {short.rank}: {number(num)} operators a step with less than {time(SHORT_OPERATOR_NS)} of their own,"
-            f" {time(short.ns)} of {time(facts.step_ns)}.",
+            f"rank {short.rank}: {number(num)} operators a step with less than {time(SHORT_OPERATOR_NS)} of their own;"
+            f" operators of this kind take {time(short.ns)} of {time(facts.step_ns)}.",
             *(
                 f"{name}: {number(count / facts.num_steps)} a step, {time(ns / count)} each."
                 for name, count, ns in top.iter_rows()
@@ -113,7 +116,8 @@ def tiny_operators(facts: Facts) -> Findings:
         remedy="strategies.compile = {}\n# or larger: batch.microbatch_size, model.decoder.dim",
         measure_next="The number of operators of a step, and its time, with it.",
         **facts.bound(short.ns),
-        assumptions="Fused into a few large ones these operators cost nothing of their own.",
+        assumptions="Fused into a few large ones these operators cost nothing of their own. Single long calls of an"
+        f" operator of which {NEARLY_ALL:.0%} are short were interrupted.",
     )
 
 
@@ -130,7 +134,7 @@ def optimizer(facts: Facts) -> Findings:
     num = scalar(calls) / facts.num_steps
     if num < MIN_OPTIMIZER_CALLS or facts.share(spent.ns) < MIN_SHARE:
         return
-    titles = mine.filter(pl.col("phase").str.starts_with("Optimizer.step#"))["phase"].unique().to_list()
+    titles = mine.filter(pl.col("phase").str.starts_with("Optimizer.step#"))["phase"].unique().sort().to_list()
     foreach = mine["name"].str.contains("_foreach_").any()
     top = mine.group_by("name").agg(pl.col("num").sum()).sort("num", "name", descending=[True, False])["name"]
     has = not titles or any(pl.Series(titles).str.contains(_HAS_FUSED))

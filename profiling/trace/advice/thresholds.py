@@ -14,6 +14,9 @@ MIN_LAUNCHES = 50
 """In a step, to call it many; one of a few CUDA graphs has fewer."""
 SHORT_OPERATOR_NS = 10_000
 """An operator with less time of its own is mostly dispatch, which costs 1 to 10 microseconds."""
+NEARLY_ALL = 0.95
+"""Of an operator's calls: if so many are short, the long ones count as well. The same work takes long where the system
+has interrupted it, which on a busy host stretches the step, and a few calls by most of it."""
 SHORT_OPERATORS_SHARE = 0.30
 """Of a step without a device, in such operators and between them."""
 MIN_SHORT_OPERATORS = 100

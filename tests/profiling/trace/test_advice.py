@@ -13,7 +13,7 @@ from synthetic_job import Begin, Collective, End, Launch, Wait, Work, simulate
 from synthetic_trace import Recording
 
 from stepladder.profiling.spans import Span
-from stepladder.profiling.trace.advice import Finding, advise, nothing_found, of_advice
+from stepladder.profiling.trace.advice import Fault, Finding, advise, nothing_found, of_advice
 from stepladder.profiling.trace.analysis import STANDARD, Analysis, analyse, of_shapes
 from stepladder.profiling.trace.job import Reading
 from stepladder.profiling.trace.report.content import Content
@@ -166,6 +166,30 @@ def test_good_runs_without_a_device_get_none(tmp_path: Path, plan: Plan) -> None
     analysis = write_host(tmp_path, plan)
     assert advise(analysis) == []
     assert nothing_found(analysis).startswith("Nothing to advise")
+
+
+def test_tiny_operators_stay_tiny_where_some_were_interrupted(tmp_path: Path) -> None:
+    host = Host(Recording())
+    for number in range(NUM_STEPS):
+        start = host.now
+        for each in range(4000):
+            host.operators("aten::add", 1, 1 * MS if each % 50 == 0 else 5 * US)
+        host.recording.mark(f"ProfilerStep#{number}", start, host.now - start)
+    host.recording.write(tmp_path / "rank-0.json")
+    (found,) = advise(look_at(tmp_path))
+    assert found.fault is Fault.TINY_OPERATORS
+    assert found.wins_at_most_ns == 80 * MS + 3920 * 5 * US
+
+
+def test_long_calls_of_an_operator_are_work_where_they_are_many(tmp_path: Path) -> None:
+    host = Host(Recording())
+    for number in range(NUM_STEPS):
+        start = host.now
+        for each in range(1000):
+            host.operators("aten::add", 1, 1 * MS if each % 10 == 0 else 5 * US)
+        host.recording.mark(f"ProfilerStep#{number}", start, host.now - start)
+    host.recording.write(tmp_path / "rank-0.json")
+    assert advise(look_at(tmp_path)) == []
 
 
 def test_bounds_are_what_was_planted(tmp_path: Path) -> None:
