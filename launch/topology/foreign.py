@@ -28,7 +28,7 @@ _TELLS = (
         "nvidia-smi did not understand its arguments; run `nvidia-smi topo -m`",
     ),
     (
-        r"MarsLink|\bHT\b.*\bHT\b|Node Affinity",
+        r"MarsLink|^\s*GPU\d+\b.*\b(?:HT|MX)\b|Node Affinity",
         "this is the matrix of mx-smi (MetaX), whose links stepladder does not know; give that of NVIDIA or AMD GPUs",
     ),
     (

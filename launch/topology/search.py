@@ -11,7 +11,6 @@ from .price import Price, Pricer
 
 _STEPS = 2_000_000
 """Ranks priced in all: what a search may cost, whatever the size."""
-_MOST_PRICES = 3_000
 _FRUITLESS_KICKS = 3
 
 
@@ -31,14 +30,18 @@ class Assignment:
 class Search:
     """A local search with a budget; the same input gives the same answer."""
 
-    def __init__(self, machine: Machine, pricer: Pricer, num_ranks: int, bound_s: float) -> None:
+    def __init__(self, machine: Machine, pricer: Pricer, num_ranks: int, bound_s: float, most: int) -> None:
         self.machine, self.pricer, self.bound_s = machine, pricer, bound_s
-        self.left = min(_MOST_PRICES, max(30, _STEPS // num_ranks))
+        self.left = min(most, max(30, _STEPS // num_ranks))
         self.random = random.Random(0)
 
     def is_done(self, best: Assignment) -> bool:
         """Whether nothing better exists, or the budget is used up."""
-        return self.left <= 0 or best.price.seconds <= self.bound_s * (1 + 1e-9)
+        return self.left <= 0 or self.reaches_bound(best)
+
+    def reaches_bound(self, one: Assignment) -> bool:
+        """Whether nothing can be better."""
+        return one.price.seconds <= self.bound_s * (1 + 1e-9)
 
     def improve(self, start: Assignment) -> Assignment:
         """The best that was found from there."""

@@ -38,9 +38,17 @@ class HostCpus:
 
 
 def solve(
-    mesh: Mesh, traffic: Sequence[Traffic], cluster: Cluster, *, cpus: Mapping[str, HostCpus] | None = None
+    mesh: Mesh,
+    traffic: Sequence[Traffic],
+    cluster: Cluster,
+    *,
+    cpus: Mapping[str, HostCpus] | None = None,
+    most_tries: int = 3_000,
 ) -> Placement:
-    """The best placement found; `cpus` by the name of the node. Raises: TopologyError if the mesh does not fit."""
+    """The best placement found. Raises: TopologyError if the mesh does not fit.
+
+    `cpus` are by the name of the node. `most_tries` bounds the local search, which is not needed for one small machine.
+    """
     check_demand(mesh, traffic)
     check_cluster(cluster, mesh.num_ranks)
     machine = Machine(cluster)
@@ -48,10 +56,11 @@ def solve(
     order = rank_order(machine, mesh.num_ranks)
     first = Assignment(devices=order, price=pricer.price(order))
     bound_s = lower_bound(machine, mesh, traffic)
+    search = Search(machine, pricer, mesh.num_ranks, bound_s, most_tries)
     if len(cluster.nodes) == 1:
-        best, exact = _on_one(machine, mesh, traffic, pricer, first, bound_s)
+        best, exact = _on_one(machine, mesh, traffic, pricer, first, search)
     else:
-        best, exact = _on_many(machine, mesh, traffic, pricer, first, bound_s), False
+        best, exact = _on_many(machine, mesh, traffic, pricer, first, search), False
     seconds = best.price.seconds
     exact = exact or seconds <= bound_s * (1 + 1e-9)
     costs = tuple(
@@ -70,10 +79,10 @@ def solve(
 
 
 def _on_one(
-    machine: Machine, mesh: Mesh, traffic: Sequence[Traffic], pricer: Pricer, first: Assignment, bound_s: float
+    machine: Machine, mesh: Mesh, traffic: Sequence[Traffic], pricer: Pricer, first: Assignment, search: Search
 ) -> tuple[Assignment, bool]:
     """On one machine: searched whole if it is small."""
-    if first.price.seconds <= bound_s * (1 + 1e-9):
+    if search.reaches_bound(first):
         return first, True
     usable, small = machine.cluster.nodes[0].usable, mesh.num_ranks <= _EXACT_RANKS
     budget = _EXACT_STEPS if small else _EXACT_STEPS // 30
@@ -83,15 +92,14 @@ def _on_one(
     best = found if found.price.seconds < first.price.seconds else first
     if seats.exact:
         return best, True
-    return Search(machine, pricer, mesh.num_ranks, bound_s).improve(best), False
+    return search.improve(best), False
 
 
 def _on_many(
-    machine: Machine, mesh: Mesh, traffic: Sequence[Traffic], pricer: Pricer, first: Assignment, bound_s: float
+    machine: Machine, mesh: Mesh, traffic: Sequence[Traffic], pricer: Pricer, first: Assignment, search: Search
 ) -> Assignment:
     """On several machines: the best of the layouts, improved."""
     layouts = Layouts(machine, mesh, traffic)
-    search = Search(machine, pricer, mesh.num_ranks, bound_s)
     best = first
     found: list[tuple[Assignment, tuple[int, ...]]] = []
 

@@ -133,8 +133,8 @@ def kind_between(a: Sequence[str], b: Sequence[str], same_numa: bool) -> LinkKin
         return LinkKind.NODE if same_numa else LinkKind.SYS
     if common == 1:  # the root complex alone
         return LinkKind.PHB
-    one_function = a[-1].rpartition(".")[0] == b[-1].rpartition(".")[0]
-    return LinkKind.PIX if one_function or max(len(a), len(b)) - common <= 2 else LinkKind.PXB
+    # Functions of one card differ in their last part alone and are covered too.
+    return LinkKind.PIX if max(len(a), len(b)) - common <= 2 else LinkKind.PXB
 
 
 def _entries(folder: Path) -> list[str]:
