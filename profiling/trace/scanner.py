@@ -25,9 +25,12 @@ from .piece import ARGS_WHOLE, KINDS, NO_VALUE, WHOLE, Piece
 _PHASES: list[str] = ["X", "i", "I", "M", "C"]  # as in scan.c
 _WHOLE, _REAL, _PLAIN_TEXT, _ESCAPED_TEXT, _LIST, _TRUE, _FALSE = range(7)  # forms of values, as in scan.c
 _COLUMNS = (*WHOLE, *ARGS_WHOLE)
-_LEAST_BYTES_OF_EVENT = 24
-_LEAST_BYTES_OF_VALUE = 8
-_WORD_SLOTS = 1 << 16
+_FULL = 2  # as in scan.c
+_USUAL_BYTES = 48
+"""Of text for an event that is kept, and for a value of one; few writers are as terse."""
+_LEAST_BYTES = 6
+"""Of text for the tersest."""
+_WORD_SLOTS = 1 << 15
 
 _Pointer = ctypes.c_void_p
 _Int = ctypes.c_int64
@@ -99,10 +102,14 @@ def scan(text: bytes, keys: Mapping[str, pa.DataType], number_of: Callable[[str]
     built = library()
     if built is None or not text:
         return None
-    job = _Job()
     names = [key.encode() for key in (*_COLUMNS, *keys)]
-    held = _buffers(job, text, names)
-    if built.scan(ctypes.byref(job)) != 0:
+    for least_bytes in (_USUAL_BYTES, _LEAST_BYTES):
+        job = _Job()
+        held = _buffers(job, text, names, least_bytes)
+        status = built.scan(ctypes.byref(job))
+        if status != _FULL:
+            break
+    if status != 0:
         return None
     rows, count = job.num_rows, job.num_values
     values = _Values(**{name: held[name][:count] for name in _Values.__dataclass_fields__})
@@ -125,18 +132,17 @@ def scan(text: bytes, keys: Mapping[str, pa.DataType], number_of: Callable[[str]
     return Piece(ts=held["ts"][:rows].copy(), dur=held["dur"][:rows].copy(), whole=whole, texts=texts, sparse=sparse)
 
 
-def _buffers(job: _Job, text: bytes, keys: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """Room for what is found, tied to the job; pages that are not written to cost nothing."""
-    max_rows = len(text) // _LEAST_BYTES_OF_EVENT + 1
-    max_values = len(text) // _LEAST_BYTES_OF_VALUE + 1
+def _buffers(job: _Job, text: bytes, keys: Sequence[bytes], least_bytes: int) -> dict[str, np.ndarray]:
+    """Room for what is found, tied to the job."""
+    room = len(text) // least_bytes + 1
     held: dict[str, np.ndarray] = {
         "text": np.frombuffer(text, dtype=np.uint8),
         "keys": np.frombuffer(b"".join(keys), dtype=np.uint8),
         "key_ends": np.cumsum([len(key) for key in keys]),
-        "columns": np.empty((len(_COLUMNS), max_rows), dtype=np.int64),
-        **{name: np.empty(max_rows, dtype=np.int64) for name in ("ts", "dur")},
-        **{name: np.empty(max_rows, dtype=np.int32) for name in ("phase", "category", "name")},
-        **{name: np.empty(max_values, dtype=np.int64) for name in _Values.__dataclass_fields__},
+        "columns": np.empty((len(_COLUMNS), room), dtype=np.int64),
+        **{name: np.empty(room, dtype=np.int64) for name in ("ts", "dur")},
+        **{name: np.empty(room, dtype=np.int32) for name in ("phase", "category", "name")},
+        **{name: np.empty(room, dtype=np.int64) for name in _Values.__dataclass_fields__},
     }
     for name, buffer in list(held.items()):
         setattr(job, name, buffer.ctypes.data)
@@ -151,7 +157,7 @@ def _buffers(job: _Job, text: bytes, keys: Sequence[bytes]) -> dict[str, np.ndar
             held[f"{name} {part}"] = made
             setattr(words, part, made.ctypes.data)
     job.length, job.num_keys, job.num_columns = len(text), len(keys), len(_COLUMNS)
-    job.max_rows, job.max_values = max_rows, max_values
+    job.max_rows = job.max_values = room
     return held
 
 
