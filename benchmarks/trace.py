@@ -16,11 +16,12 @@ import argparse
 import datetime
 import gzip
 import json
+import multiprocessing
 import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,17 +76,22 @@ def large(work: Path, num_mib: int) -> Iterator[Case]:
         if not file.exists():
             print(f"making {said}", file=sys.stderr, flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            scale(HERE / "traces" / f"{name}.json.gz", file, num_mib * MIB, long_steps=long_steps)
+            _apart(scale, HERE / "traces" / f"{name}.json.gz", file, num_mib * MIB, long_steps=long_steps)
         yield Case(name=said, folder=file.parent, large=True, times_faster=times_faster)
 
 
 def many_ranks(work: Path, num_ranks: int, num_mib: int) -> Case:
-    """Ranks of a job, each with a trace of its own that differs in the rank; the packed text is shared."""
-    folder = work / f"{num_ranks}_ranks_{num_mib}_MiB"
-    case = Case(name=f"{num_ranks} ranks x{num_mib} MiB", folder=folder)
-    if len(list(folder.glob("rank-*.json.gz"))) == num_ranks:
-        return case
-    folder.mkdir(parents=True, exist_ok=True)
+    """Ranks of a job, each with a trace of its own."""
+    case = Case(name=f"{num_ranks} ranks x{num_mib} MiB", folder=work / f"{num_ranks}_ranks_{num_mib}_MiB")
+    if len(list(case.folder.glob("rank-*.json.gz"))) < num_ranks:
+        print(f"making {case.name}", file=sys.stderr, flush=True)
+        case.folder.mkdir(parents=True, exist_ok=True)
+        _apart(_write_ranks, case.folder, num_ranks, num_mib)
+    return case
+
+
+def _write_ranks(folder: Path, num_ranks: int, num_mib: int) -> None:
+    """One trace with one rank after the other in its header; the rest is packed once."""
     whole = folder / "whole.gz"
     scale(HERE / "traces" / "v100_ddp2.json.gz", whole, num_mib * MIB)
     with gzip.open(whole) as file:
@@ -95,7 +101,15 @@ def many_ranks(work: Path, num_ranks: int, num_mib: int) -> Case:
     for rank in range(num_ranks):
         mine = _RANK.sub(b'"rank": %d' % rank, head).replace(b'"world_size": 2', b'"world_size": %d' % num_ranks)
         (folder / f"rank-{rank}.json.gz").write_bytes(gzip.compress(mine) + packed)
-    return case
+
+
+def _apart(make: Callable[..., None], *args: object, **more: object) -> None:
+    """Call it in a process of its own: what this one has ever held would count for all that it starts."""
+    process = multiprocessing.get_context("spawn").Process(target=make, args=args, kwargs=more)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"error: {make.__name__} ended with {process.exitcode}")
 
 
 def best(command: list[str | Path], rounds: int) -> Run:
