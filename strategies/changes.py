@@ -78,6 +78,11 @@ class MayChange:
         return "; ".join([_said(self.switch), *(f"{', '.join(keys)}: {said}" for said, keys in grouped.items())])
 
 
+def rules(rule: Rule, *keys: str) -> dict[str, Rule]:
+    """The same rule for several keys."""
+    return dict.fromkeys(keys, rule)
+
+
 UNDECLARED = MayChange(switch=Changes.ALGORITHM)
 """Of a third party's strategy that says nothing."""
 
@@ -97,19 +102,19 @@ def _of(rule: Rule, strategy: Any, run: Any) -> Changes:
 
 def defaults(kind: type[Any]) -> dict[str, Any]:
     """Values of a strategy's keys that its recipe need not state."""
-    return {each.name: each.default for each in fields(kind) if each.default is not MISSING}
+    return {own.name: own.default for own in fields(kind) if own.default is not MISSING}
 
 
 def claims(name: str, before: Any, after: Any, run_before: Any, run_after: Any) -> Iterator[tuple[str, Changes]]:
     """What each difference between two settings of a strategy may change; None is a strategy that is off."""
-    sides = [(each, run) for each, run in ((before, run_before), (after, run_after)) if each is not None]
+    sides = [(side, run) for side, run in ((before, run_before), (after, run_after)) if side is not None]
     if not sides or before == after:
         return
     may = declared(sides[0][0])
     if len(sides) == 1:
         yield f"strategies.{name}", _of(may.switch, *sides[0])
     off = defaults(type(sides[0][0]))
-    for each in fields(sides[0][0]):
-        values = [getattr(side, each.name) if side is not None else off.get(each.name) for side in (before, after)]
+    for key in (own.name for own in fields(sides[0][0])):
+        values = [getattr(side, key) if side is not None else off.get(key) for side in (before, after)]
         if values[0] != values[1]:
-            yield f"strategies.{name}.{each.name}", max(_of(may.rule(each.name), *side) for side in sides)
+            yield f"strategies.{name}.{key}", max(_of(may.rule(key), *side) for side in sides)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from .base import Owns, Program, Run
-from .changes import Changes, Depends, MayChange
+from .changes import Changes, Depends, MayChange, rules
 from .limits import AtLeast, PositiveInt
 from .materialise import materialise
 from .mesh import AXES_OF, Joint
@@ -73,15 +73,15 @@ class DDP:
     changes: ClassVar[MayChange] = MayChange(
         switch=Changes.REDUCTION_ORDER,
         keys={
-            **dict.fromkeys(("bucket_mib", "static_graph", "overlap"), _BUCKETS),
-            **dict.fromkeys(("gradient_as_bucket_view", "find_unused_parameters"), Changes.NOTHING),
+            **rules(_BUCKETS, "bucket_mib", "static_graph", "overlap"),
+            **rules(Changes.NOTHING, "gradient_as_bucket_view", "find_unused_parameters"),
             "compression": Depends(
                 usually=Changes.PRECISION,
                 sometimes=Changes.LOW_PRECISION,
                 when="with 'powersgd'",
                 holds=lambda ddp, run: ddp.compression == "powersgd",
             ),
-            **dict.fromkeys(("powersgd_rank", "powersgd_start_step"), Changes.LOW_PRECISION),
+            **rules(Changes.LOW_PRECISION, "powersgd_rank", "powersgd_start_step"),
         },
     )
     conflicts: ClassVar[tuple[Refusal, ...]] = (

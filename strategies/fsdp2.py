@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from .base import Owns, Program, Run
-from .changes import Changes, MayChange
+from .changes import Changes, MayChange, rules
 from .limits import Count
 from .mesh import Axis, Joint, side_by_side
 from .refusal import Refusal
@@ -56,8 +56,8 @@ class FSDP2:
 
     changes: ClassVar[MayChange] = MayChange(
         switch=Changes.REDUCTION_ORDER,
-        keys=dict.fromkeys(("param_dtype", "reduce_dtype"), Changes.PRECISION)
-        | dict.fromkeys(("reshard_after_forward", "prefetch", "overlap"), Changes.NOTHING),
+        keys=rules(Changes.PRECISION, "param_dtype", "reduce_dtype")
+        | rules(Changes.NOTHING, "reshard_after_forward", "prefetch", "overlap"),
     )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from .base import Owns, Program, Run
-from .changes import Changes, MayChange
+from .changes import Changes, MayChange, rules
 from .limits import AtLeast, AtMost, PositiveInt
 from .refusal import Refusal
 
@@ -69,7 +69,7 @@ class NCCL:
     changes: ClassVar[MayChange] = MayChange(
         # algorithms and paths add in their own order
         switch=Changes.REDUCTION_ORDER,
-        keys=dict.fromkeys(("all_gather", "socket_interfaces", "high_priority", "log"), Changes.NOTHING),
+        keys=rules(Changes.NOTHING, "all_gather", "socket_interfaces", "high_priority", "log"),
     )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
