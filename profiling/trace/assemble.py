@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from ..errors import TraceError
+from .growing import Growing
 from .kinds import Kind, kind_of
 from .piece import ARGS_WHOLE, Piece
 from .source import Source
@@ -32,7 +33,7 @@ class Assembly:
         self._name_list: list[str] = []
         self._kinds: dict[tuple[int, str | None], int] = {}
         self._tracks: dict[tuple[int, int], int] = {}
-        self._columns: dict[str, list[np.ndarray]] = defaultdict(list)
+        self._columns: dict[str, Growing] = defaultdict(Growing)
         self._args: dict[str, list[tuple[np.ndarray, pa.Array]]] = defaultdict(list)
         self._instants: list[pl.DataFrame] = []
         self._thread_names: dict[tuple[int, int, str], str] = {}
@@ -146,20 +147,20 @@ class Assembly:
         if not self._num_rows:
             raise TraceError(f"{source.path}: no event with a time and a length; nothing to analyse")
         base = source.header.get("baseTimeNanoseconds")
-        ts = np.concatenate(self._columns.pop("ts"))
+        ts = self._columns.pop("ts").values()
         shift = base if isinstance(base, int) and 0 <= base < 1 << 61 and int(np.abs(ts).max()) < 1 << 61 else 0
         ts += shift
-        dur = np.concatenate(self._columns.pop("dur"))
-        order = _by_time(ts, dur)
+        dur = self._columns.pop("dur").values()
+        order = _by_time(ts, dur).astype(np.uint32)
         made: dict[str, pl.Series] = {"ts": pl.Series(ts[order]), "dur": pl.Series(dur[order])}
         del ts, dur
         for key in list(self._columns):
-            column = np.concatenate(self._columns.pop(key))[order]
+            column = self._columns.pop(key).values()[order]
             made["external" if key == EXTERNAL else key] = pl.Series(column)
         made["name"] = made["name"].cat.to(pl.Enum(self._name_list))
         made["kind"] = made["kind"].cat.to(pl.Enum([kind.value for kind in _KINDS]))
         place = np.empty_like(order)
-        place[order] = np.arange(len(order))
+        place[order] = np.arange(len(order), dtype=np.uint32)
         events = pl.DataFrame(made).with_row_index("row")
         return Trace(
             path=source.path,

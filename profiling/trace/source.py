@@ -15,7 +15,7 @@ from isal import isal_zlib as zlib
 
 from ..errors import TraceError
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 2 << 20
 _READ_BYTES = 1 << 20
 _MAX_EVENT_BYTES = 32 << 20
 _LONGEST_BORDER = 1 << 16
