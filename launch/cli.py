@@ -4,6 +4,7 @@ import argparse
 import gc
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from .plan import Plan
-    from .schema import Recipe
 
 _EPILOG = "A recipe is a TOML file or the name of a shipped one (stepladder recipes). Start here: stepladder run demo"
 
@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
     run.add_argument("--stop-after", type=int, metavar="N", help="end after N steps; schedules count on run.num_steps")
     run.add_argument("--step-times", type=Path, metavar="FILE", help="leave time and loss of every step, as JSON")
+    run.add_argument("--witness", type=Path, help=argparse.SUPPRESS)  # exact numbers, for the guard of `compare`
+    run.add_argument("--backwards", action="store_true", help=argparse.SUPPRESS)
     run.set_defaults(command=_run)
 
     check = commands.add_parser("check", help="say what a recipe means, or everything that is wrong with it")
@@ -108,7 +110,12 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from .instruments import Instruments
     from .ranks import Ranks, StopRequest
 
-    instruments = Instruments(stop_after=options.stop_after, step_times=options.step_times)
+    instruments = Instruments(
+        stop_after=options.stop_after,
+        step_times=options.step_times,
+        witness=options.witness,
+        backwards=options.backwards,
+    )
     instruments.check()
     if options.resume and options.out is None:
         raise UsageError("--resume: continue which run? give its folder with --out")
@@ -152,16 +159,10 @@ def _check(options: argparse.Namespace, given: Sequence[str]) -> int:
 def _plan(options: argparse.Namespace, *, num_ranks: int | None, started: bool) -> "Plan":
     """The plan of the recipe that the command names. Raises: UsageError with every problem there is."""
     from . import recipe as recipes
-    from .devices import compute_capability, count_gpus
     from .drafts import with_further_problems
-    from .plan import make_plan
+    from .plan import plan_here
 
-    def plan(recipe: "Recipe") -> "Plan":
-        num_gpus = count_gpus()
-        # Asking the driver takes a second, so it is asked only on behalf of what depends on the answer.
-        capability = compute_capability() if num_gpus and recipe.strategies.fp8 is not None else None
-        return make_plan(recipe, num_gpus=num_gpus, num_ranks=num_ranks, started=started, capability=capability)
-
+    plan = partial(plan_here, num_ranks=num_ranks, started=started)
     if options.ranks is not None and options.ranks < 1:
         raise UsageError(f"--ranks {options.ranks}: a run needs at least 1 rank")
     try:

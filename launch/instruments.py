@@ -26,13 +26,18 @@ class Instruments:
     """Steps after which the run is complete, while schedules count on all that the recipe names."""
     step_times: Path | None = None
     """Where to leave `StepTimes`."""
+    witness: Path | None = None
+    """Where to leave the `Testimony`: exact losses, gradients and weights."""
+    backwards: bool = False
+    """Take the samples of each step in the opposite order: the same mathematics, rounded elsewhere."""
 
     def check(self) -> None:
         """Find what cannot be before anything is started. Raises: UsageError."""
         if self.stop_after is not None and self.stop_after < 1:
             raise UsageError(f"--stop-after {self.stop_after}: a run has at least 1 step")
-        if self.step_times is not None and not self.step_times.absolute().parent.is_dir():
-            raise UsageError(f"--step-times {self.step_times}: there is no such folder; make it first")
+        for option, path in (("--step-times", self.step_times), ("--witness", self.witness)):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise UsageError(f"{option} {path}: there is no such folder; make it first")
 
     def num_steps(self, of_recipe: int) -> int:
         """Steps to be trained."""

@@ -8,6 +8,7 @@ from ..strategies import active
 from ..strategies.base import DeviceType, Facts, Run
 from ..strategies.check import environment, owned_axes, owners, problems
 from ..strategies.mesh import Axis, data_ranks, resolve_degrees
+from . import devices
 from .errors import UsageError
 from .schema import Recipe
 
@@ -116,6 +117,14 @@ def make_plan(
     if found:
         raise UsageError(*found)
     return plan
+
+
+def plan_here(recipe: Recipe, *, num_ranks: int | None = None, started: bool = False) -> Plan:
+    """The plan of a recipe on this machine. Raises: UsageError with every problem."""
+    num_gpus = devices.count_gpus()
+    # Asking the driver takes a second, so it is asked only on behalf of what depends on the answer.
+    capability = devices.compute_capability() if num_gpus and recipe.strategies.fp8 is not None else None
+    return make_plan(recipe, num_gpus=num_gpus, num_ranks=num_ranks, started=started, capability=capability)
 
 
 def _device_type(recipe: Recipe, num_gpus: int) -> DeviceType:

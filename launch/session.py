@@ -30,6 +30,7 @@ from .plan import Plan
 from .ranks import Ranks, StopRequest, Voice, agree, barrier, gather, sum_over_ranks
 from .recipe import flatten, resolved
 from .recording import paused
+from .testimony import with_witness
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ class Session:
         recipe = self.plan.recipe
         # Weights and data have generators of their own. Ranks that compute the same must draw the same.
         torch.manual_seed(recipe.run.seed + self.ranks.rank // self.plan.degrees[Axis.TP])
-        program = build_program(self.plan, self.ranks, self.device)
+        program = self._program()
         assert program.make_optimizer is not None, "check has made sure that a strategy owns the optimizer"
         optimizer = program.make_optimizer(program.model)
         base_rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -118,6 +119,16 @@ class Session:
         if recipe.checkpoint and done > first_step:
             self._save(checkpoints, done, console)
         return self._finish(done, program, console)
+
+    def _program(self) -> Program:
+        """The recipe's program, with a witness in it if somebody wants its exact numbers."""
+        program, path = build_program(self.plan, self.ranks, self.device), self.instruments.witness
+        if path is None:
+            return program
+        steps, backwards = self._num_steps, self.instruments.backwards
+        return with_witness(
+            program, self.plan, self.ranks, num_steps=steps, backwards=backwards, leave=lambda told: told.write(path)
+        )
 
     @property
     def _num_steps(self) -> int:
