@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from browser import Page, find_browser, open_browser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepladder.profiling.trace import report
@@ -169,18 +169,21 @@ def unpacked(column: dict[str, Any]) -> list[Any]:
 # ---- what is written
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.one_of(st.none(), st.integers(-(2**53), 2**53)), max_size=30))
 def test_whole_numbers_come_back_whatever_their_size(values: list[int | None]) -> None:
     frame = pl.DataFrame({"x": values}, schema={"x": pl.Int64})
     assert unpacked(packed(frame)["c"]["x"]) == values
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.one_of(st.none(), st.text(max_size=8)), max_size=30))
 def test_texts_come_back_and_none_is_not_an_empty_one(values: list[str | None]) -> None:
     frame = pl.DataFrame({"x": values}, schema={"x": pl.String})
     assert unpacked(packed(frame)["c"]["x"]) == values
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.text())
 def test_the_payload_holds_no_character_of_html(text: str) -> None:
     made = json_text({"x": [text, *HOSTILE]})
