@@ -114,7 +114,7 @@ def environment(recipe: Recipe, command: Sequence[str]) -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_cores": os.cpu_count(),
         "python": sys.version.split()[0],
         "versions": {name: found for name in _VERSIONS if (found := _version(name))},
@@ -131,7 +131,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,0 +1,144 @@
+"""One segment of a comparison: a fresh process group trains an arm, and leaves the time of every step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExitCode
+from ..instruments import StepTimes
+from ..schema import Recipe
+from .arms import Arm
+from .estimate import Segment, summarise
+from .process import Ended, run_recipe
+from .workload import measured_part
+
+_NO_MEMORY = ("out of memory", "outofmemoryerror", "defaultcpuallocator", "cannot allocate memory")
+_KILLED = (-9, 137)
+_LONGEST_REASON = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """How long a segment is."""
+
+    window: int
+    """Steps that are measured, at least."""
+    max_warmup: int
+    """Where an unsteady warm-up ends."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps to be trained."""
+        return self.window + self.max_warmup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came of one segment."""
+
+    arm: str
+    seconds: float
+    """Of the whole process, its start included."""
+    failure: str | None = None
+    """`out of memory`, `timeout`, `loss not finite`, `crash`, `refused`; None if it was measured."""
+    reason: str | None = None
+    """Why it failed, in a sentence."""
+    segment: Segment | None = None
+    times: StepTimes | None = None
+    startup_s: float | None = None
+    """From the start of the process to the first step."""
+
+    @property
+    def compile_s(self) -> float | None:
+        """What the first steps took beyond steps of median length: compilation, tuning, filling caches."""
+        if self.times is None or self.segment is None:
+            return None
+        median_s = self.segment.median_s
+        return max(0.0, sum(each - median_s for each in self.times.step_s[: self.segment.num_warmup_steps]))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(told: Mapping[str, Any]) -> "Measured":
+        """The inverse of `to_json`."""
+        segment, times = told["segment"], told["times"]
+        values: dict[str, Any] = dict(told)
+        if segment:
+            values["segment"] = Segment(**segment)
+        if times:
+            lists = {key: tuple(map(float, times[key])) for key in ("step_s", "losses")}
+            values["times"] = StepTimes(**times | lists)
+        return Measured(**values)
+
+
+def measured_recipe(recipe: Recipe, *, num_steps: int, keep_log_every: bool) -> Recipe:
+    """What a segment trains: nothing but steps, and none of them waits for the device in order to log.
+
+    The number of steps stays that of the recipe where it suffices, because schedules depend on it.
+    keep_log_every: an arm changes how often is logged, so that it is measured.
+    """
+    log_every = recipe.run.log_every if keep_log_every else num_steps + 1
+    run = replace(recipe.run, num_steps=max(recipe.run.num_steps, num_steps), log_every=log_every)
+    return replace(measured_part(recipe), run=run)
+
+
+def run_segment(
+    arm: Arm,
+    folder: Path,
+    steps: Steps,
+    *,
+    keep_log_every: bool = False,
+    num_ranks: int | None = None,
+    timeout_s: float | None = None,
+) -> Measured:
+    """Measure an arm once; whatever becomes of it is a result."""
+    recipe = measured_recipe(arm.recipe, num_steps=steps.num_steps, keep_log_every=keep_log_every)
+    file = folder / "steps.json"
+    arguments = ("--stop-after", str(steps.num_steps), "--step-times", str(file))
+    ended = run_recipe(recipe, folder, arguments, num_ranks=num_ranks, timeout_s=timeout_s)
+    times: StepTimes | None = None
+    if ended.code == ExitCode.DONE:
+        try:
+            times = StepTimes.read(file)
+        except (OSError, ValueError, TypeError) as error:
+            return _failed(arm, ended, "crash", f"left no times ({error})")
+    return judge_times(arm, ended, times, steps)
+
+
+def judge_times(arm: Arm, ended: Ended, times: StepTimes | None, steps: Steps) -> Measured:
+    """What the end of a process and the times that it left amount to."""
+    if times is None:
+        kind, reason = failure_of(ended)
+        return _failed(arm, ended, kind, reason)
+    broken = next((i for i, loss in enumerate(times.losses, start=1) if not math.isfinite(loss)), None)
+    if broken is not None:
+        return _failed(arm, ended, "loss not finite", f"the loss is {times.losses[broken - 1]} in step {broken}")
+    segment = summarise(times.step_s, num_steps=steps.window, max_warmup_steps=steps.max_warmup)
+    if segment is None:
+        return _failed(arm, ended, "crash", f"{len(times.step_s)} steps where {steps.num_steps} were asked for")
+    startup_s = times.began_at - ended.started_at
+    return Measured(arm=arm.name, seconds=ended.seconds, segment=segment, times=times, startup_s=startup_s)
+
+
+def failure_of(ended: Ended) -> tuple[str, str]:
+    """The kind of a failure, and the most telling line of what the run has said."""
+    if ended.code is None:
+        return "timeout", f"not done after {ended.seconds:.0f} s"
+    lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
+    memory = [line for line in lines if any(sign in line.lower() for sign in _NO_MEMORY)]
+    if memory:
+        told = next((line for line in memory if line.startswith("error:")), memory[-1])
+        return "out of memory", told.removeprefix("error: ")
+    if ended.code in _KILLED or "Signal 9 (SIGKILL)" in ended.output:
+        return "out of memory", "killed by the system (SIGKILL), as it does when the host's memory is used up"
+    errors = [line for line in lines if line.startswith("error:")]
+    told = errors[-1].removeprefix("error: ") if errors else ended.reason or (lines[-1] if lines else "said nothing")
+    return ("refused" if ended.code in (ExitCode.USAGE, ExitCode.CHECKPOINT) else "crash"), told
+
+
+def _failed(arm: Arm, ended: Ended, kind: str, reason: str) -> Measured:
+    return Measured(arm=arm.name, seconds=ended.seconds, failure=kind, reason=reason[:_LONGEST_REASON])

@@ -1,0 +1,175 @@
+"""The folder of a comparison: every finished segment is on disk at once, so that only the running one can be lost."""
+
+import datetime
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...profiling.capture import publish
+from ...trainer.data.tokens import cache_folder
+from .. import run_folder
+from ..errors import UsageError
+from ..recipe import to_toml
+from .arms import Arm
+from .calibration import Calibration
+from .declared import differences
+from .estimate import Estimate
+from .segment import Measured
+
+_EXPERIMENT = "experiment.json"
+_RESULTS = "results.json"
+_KEPT_DAYS = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which segment of a comparison it is."""
+
+    phase: Literal["pilot", "calibration", "pair"]
+    round: int
+    arm: str
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its file."""
+        return f"{self.phase}-{self.round:03d}-{self.arm}"
+
+
+def default_name(recipe_name: str) -> Path:
+    """`comparisons/<name>-<date>-<time>-<4 hex digits>`."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("comparisons") / f"{recipe_name}-{now}-{secrets.token_hex(2)}"
+
+
+@dataclass(kw_only=True)
+class Store:
+    """What is known of a comparison, in its folder."""
+
+    path: Path
+    measured: dict[Place, Measured] = field(default_factory=dict[Place, Measured])
+    """All finished segments, failed ones included."""
+
+    @staticmethod
+    def begin(path: Path, arms: Sequence[Arm], identity: Mapping[str, Any], *, command: Sequence[str]) -> "Store":
+        """A new folder. Raises: UsageError if it cannot be made, or holds a comparison."""
+        if (path / _EXPERIMENT).exists():
+            raise UsageError(
+                f"--out {path}: holds a comparison already; add --resume to continue it, or choose another"
+            )
+        try:
+            (path / "segments").mkdir(parents=True, exist_ok=True)
+            (path / "recipes").mkdir(exist_ok=True)
+            for arm in arms:
+                (path / "recipes" / f"{arm.name}.toml").write_text(to_toml(arm.recipe))
+        except OSError as error:
+            raise UsageError(f"--out {path}: cannot be written ({error.strerror}); choose another folder") from error
+        run_folder.lock(path)
+        changes = {arm.name: list(arm.changes) for arm in arms}
+        environment = run_folder.environment(arms[0].recipe, command)
+        _write(path / _EXPERIMENT, {**identity, "changes": changes, "environment": environment})
+        return Store(path=path)
+
+    @staticmethod
+    def resume(path: Path, identity: Mapping[str, Any], places: Sequence[Place]) -> "Store":
+        """A folder that holds a part of this comparison. Raises: UsageError if it holds none, or another one."""
+        try:
+            begun = json.loads((path / _EXPERIMENT).read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--resume: {path} holds no comparison; give the folder of one with --out") from error
+        if other := differences(begun, identity):
+            raise UsageError(f"--resume: {path} holds another comparison ({'; '.join(other)}); begin a new one")
+        run_folder.lock(path)
+        store = Store(path=path)
+        for place in places:
+            file = store.file_of(place)
+            if file.is_file():
+                store.measured[place] = Measured.from_json(json.loads(file.read_text()))
+        return store
+
+    def file_of(self, place: Place) -> Path:
+        """Where the result of a segment is kept."""
+        return self.path / "segments" / f"{place.name}.json"
+
+    def folder_of(self, place: Place) -> Path:
+        """Where a segment runs."""
+        return self.path / "segments" / place.name
+
+    def get(self, place: Place, measure: Callable[[Path], Measured]) -> Measured:
+        """The result of a segment: the one on disk, or measured now."""
+        if place not in self.measured:
+            found = measure(self.folder_of(place))
+            _write(self.file_of(place), found.to_json())
+            self.measured[place] = found
+        return self.measured[place]
+
+    @property
+    def spent_s(self) -> float:
+        """Time of all segments so far."""
+        return sum(each.seconds for each in self.measured.values())
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Leave `results.json`."""
+        _write(self.path / _RESULTS, results)
+
+    def read_results(self) -> dict[str, Any] | None:
+        """What `write_results` has left, if it has."""
+        return read_json(self.path / _RESULTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptCalibration:
+    """A calibration of a recipe on a machine, as it is kept for later comparisons."""
+
+    calibration: Calibration
+    window: int
+    """Steps that its segments measured."""
+    segment_s: float
+    """How long one of its segments took, the start included."""
+    measured_on: str
+    """Day, as 2026-11-21."""
+
+    def write(self, path: Path) -> None:
+        """Keep it. Raises: OSError."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        estimate = vars(self.calibration.estimate) if self.calibration.estimate else None
+        _write(path, {**vars(self), "calibration": {**vars(self.calibration), "estimate": estimate}})
+
+    @staticmethod
+    def read(path: Path, *, today: datetime.date | None = None) -> "KeptCalibration | None":
+        """The one that is kept there; None if there is none, or it is too old to say what the machine is like now."""
+        told = read_json(path)
+        if told is None:
+            return None
+        if today is not None:
+            age = today - datetime.date.fromisoformat(told["measured_on"])
+            if age > datetime.timedelta(days=_KEPT_DAYS):
+                return None
+        calibration: dict[str, Any] = dict(told["calibration"])
+        if calibration["estimate"]:
+            estimate = dict(calibration["estimate"])
+            estimate["bootstrap"] = tuple(estimate["bootstrap"]) if estimate["bootstrap"] else None
+            calibration["estimate"] = Estimate(**estimate)
+        values: dict[str, Any] = dict(told)
+        values["calibration"] = Calibration(**calibration)
+        return KeptCalibration(**values)
+
+
+def calibration_file(key: str) -> Path:
+    """Where the calibration of a recipe on this machine is kept."""
+    return cache_folder() / "calibrations" / f"{key}.json"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of this folder holds, or None if there is none."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _write(path: Path, told: Mapping[str, Any]) -> None:
+    text = json.dumps(told, indent=1, allow_nan=True)
+    publish(path, lambda partial: partial.write_text(text + "\n"))
