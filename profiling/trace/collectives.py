@@ -15,7 +15,7 @@ from .collective_sizes import bus_factor, bytes_of_inputs, collective_of, messag
 from .dtypes import bytes_of
 from .intervals import measure, union
 from .kinds import Kind
-from .launchers import enclosing, launchers
+from .launchers import enclosing, launchers, places
 from .peaks import GIGA, Peak, device_peak
 from .tables import Trace, job_of
 
@@ -84,10 +84,9 @@ def _of_device(trace: Trace) -> pl.DataFrame:
     kernels = trace.of(Kind.COMMUNICATION)
     launches = launchers(trace, kernels)
     names = pl.col("name").cast(pl.String)
-    told = trace.argument("Collective name").select("row")
-    ranges = trace.events.filter(pl.col("kind").is_in([Kind.OPERATOR.value, Kind.ANNOTATION.value]))
-    telling = ranges.join(told, on="row", how="semi", maintain_order="left")
-    titled = ranges.filter(names.str.starts_with(NCCL_PREFIX) | names.str.starts_with(_C10D))
+    told = trace.argument("Collective name")["row"].to_numpy()
+    telling = trace.events[told].filter(pl.col("kind").is_in([Kind.OPERATOR.value, Kind.ANNOTATION.value]))
+    titled = _ranges(trace, f"^({NCCL_PREFIX}|{_C10D})")
     rows = kernels.select(
         "row", names, "ts", "dur", "stream", "device", on_host=pl.lit(False), launched="ts"
     ).with_columns(
@@ -116,13 +115,10 @@ def _launched(kernels: pl.DataFrame, launches: pl.DataFrame) -> pl.Series:
 def _of_host(trace: Trace) -> pl.DataFrame:
     """Ranges of Gloo, which works on the host."""
     names = pl.col("name").cast(pl.String)
-    ranges = trace.events.filter(pl.col("kind").is_in([Kind.OPERATOR.value, Kind.ANNOTATION.value]))
-    gloo = ranges.filter(names.str.starts_with(GLOO_PREFIX))
+    gloo = _ranges(trace, f"^{GLOO_PREFIX}")
     work = trace.of(Kind.OPERATOR) if len(gloo) else trace.of(Kind.OPERATOR).head(0)
     work = work.filter(
-        ~pl.col("track").is_in(gloo["track"].unique().implode())
-        & ~names.str.starts_with(_C10D)
-        & (names != "record_param_comms")
+        ~pl.col("track").is_in(gloo["track"].unique().implode()) & ~trace.named(f"^({_C10D}|record_param_comms$)")
     )
     start, dur = gloo["ts"].to_numpy(), gloo["dur"].to_numpy()
     covered = measure(union(work["ts"].to_numpy(), work["dur"].to_numpy()), start, start + dur)
@@ -131,6 +127,12 @@ def _of_host(trace: Trace) -> pl.DataFrame:
         "row", names, "ts", "dur", "stream", "device", on_host=pl.lit(True), launched="ts", telling=own, titled=own
     ).with_columns(exposed_ns=pl.col("dur") - pl.Series(covered))
     return _described(trace, rows)
+
+
+def _ranges(trace: Trace, pattern: str) -> pl.DataFrame:
+    """Operators and annotations whose names match."""
+    kinds = (Kind.OPERATOR, Kind.ANNOTATION)
+    return pl.concat([trace.of(kind).filter(trace.named(pattern)) for kind in kinds]).sort("row")
 
 
 def _described(trace: Trace, rows: pl.DataFrame) -> pl.DataFrame:
@@ -158,9 +160,12 @@ def _described(trace: Trace, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _looked_up(at: pl.Series, said: pl.DataFrame) -> pl.Series:
-    """Values by row; null where there is none."""
-    keys = pl.DataFrame({"row": at.cast(pl.Int64)})
-    return keys.join(said.unique("row", keep="first"), on="row", how="left", maintain_order="left")["value"]
+    """Values by row (of which a table is sorted); null where there is none."""
+    known, wanted = said["row"].to_numpy(), at.to_numpy()
+    if not len(known):
+        return pl.Series("value", [None] * len(at), dtype=said.schema["value"])
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return said["value"].gather(places(np.where(known[place] == wanted, place, -1)))
 
 
 def _translated(words: pl.Series, meanings: Mapping[str, Any], kind: type[pl.DataType]) -> pl.Series:

@@ -49,15 +49,16 @@ def _owner_at(start: np.ndarray, end: np.ndarray, at: np.ndarray, which: Literal
         owner = np.empty(len(at), dtype=np.int64)
         owner[order] = _owner_at(start, end, at[order], which)
         return owner
-    low, high = np.searchsorted(at, start), np.searchsorted(at, end)
-    covers = np.flatnonzero(high > low)
+    low = _ranks(start, at)
+    covers = np.flatnonzero((low < len(at)) & (end > at[np.minimum(low, len(at) - 1)]))
     if not len(covers):
         return np.full(len(at), NONE, dtype=np.int64)
     first_wins = which == "first"
     if first_wins:
         covers = covers[::-1]
     mark = (len(start) - covers if first_wins else covers + 1).astype(np.int32)  # the highest wins, and 0 is nobody
-    low, length = low[covers], (high - low)[covers]
+    low = low[covers]
+    length = np.searchsorted(at, end[covers]) - low
     row = np.frexp(length.astype(np.float64))[1] - 1
     best = np.zeros(len(at), dtype=np.int32)
     for level in range(int(row.max()), -1, -1):
@@ -71,3 +72,10 @@ def _owner_at(start: np.ndarray, end: np.ndarray, at: np.ndarray, which: Literal
             best = lower
     owner = best.astype(np.int64)
     return np.where(owner > 0, len(start) - owner, NONE) if first_wins else owner - 1
+
+
+def _ranks(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """How many of the sorted moments are before each value; of many sorted values by looking up the few moments."""
+    if len(values) <= len(at) or (values[1:] < values[:-1]).any():
+        return np.searchsorted(at, values)
+    return np.cumsum(np.bincount(np.searchsorted(values, at, side="right"), minlength=len(values))[: len(values)])

@@ -7,15 +7,14 @@ of it. Where a trace has no device, reading a number makes nobody wait; it is li
 since on a device it would.
 """
 
-from typing import cast
-
 import numpy as np
 import polars as pl
 
 from ..spans import Span
 from .intervals import union
 from .kinds import Kind
-from .nesting import NONE, innermost_at
+from .launchers import enclosing
+from .nesting import NONE
 from .phases import Phases, phases
 from .segments import Windows, windows
 from .tables import Trace
@@ -62,18 +61,6 @@ _LINE = r"\.py\(\d+\): "
 _FOREIGN_LINE = r"(?:^|/)(?:torch|importlib|concurrent)/|(?:^|/)(?:contextlib|threading|queue)\.py\("
 
 
-class _Names:
-    """Names of a trace's events; a pattern is tried once for each name, not for each event."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.words = cast(pl.Enum, trace.events["name"].dtype).categories
-
-    def match(self, pattern: str) -> pl.Expr:
-        """Whether an event's name matches."""
-        codes = pl.Series(np.flatnonzero(self.words.str.contains(pattern).to_numpy()), dtype=pl.UInt32)
-        return pl.col("name").to_physical().is_in(codes.implode())
-
-
 def waits(trace: Trace) -> pl.DataFrame:
     """One row for each wait, in order of time.
 
@@ -81,8 +68,8 @@ def waits(trace: Trace) -> pl.DataFrame:
     each has the part up to the next. `frame`: the innermost line of the program where stacks were recorded, else null.
     `step` is null outside of steps.
     """
-    names, found, steps = _Names(trace), phases(trace), windows(trace)
-    every = pl.concat([_calls(trace, names), _marks(trace, names, found)]).sort("ts", "end", descending=[False, True])
+    found, steps = phases(trace), windows(trace)
+    every = pl.concat([_calls(trace), _marks(trace, found)]).sort("ts", "end", descending=[False, True])
     every = _outermost(every)
     if not every.height:
         return pl.DataFrame(schema=WAIT_SCHEMA)
@@ -96,7 +83,7 @@ def waits(trace: Trace) -> pl.DataFrame:
         idle_ns=pl.Series(_idle_after(trace, every["ts"].to_numpy(), every["end"].to_numpy())),
         within=within,
         phase=phase,
-        frame=_frames(trace, names, every),
+        frame=_frames(trace, every),
     )
     return every.rename({"ts": "ts_ns"}).select(pl.col(key).cast(kind) for key, kind in WAIT_SCHEMA.items())
 
@@ -122,15 +109,15 @@ def wait_sites(trace: Trace) -> pl.DataFrame:
 _WAIT = ("row", "ts", "end", "track", "waited_ns", "cause", "call", "operator")
 
 
-def _calls(trace: Trace, names: _Names) -> pl.DataFrame:
+def _calls(trace: Trace) -> pl.DataFrame:
     """Calls that wait for a device, and what they are for."""
     calls = trace.of(Kind.LAUNCH)
-    copies = trace.device.filter(pl.col("correlation") > 0, names.match("Pageable"))["correlation"].unique()
-    pageable = names.match(_COPIES) & pl.col("correlation").is_in(copies.implode())
+    copies = trace.device.filter(pl.col("correlation") > 0, trace.named("Pageable"))["correlation"].unique()
+    pageable = trace.named(_COPIES) & pl.col("correlation").is_in(copies.implode())
     calls = calls.with_columns(
-        pageable=pageable, copies=names.match(_COPIES) & ~names.match(_ASYNC), allocates=names.match(_ALLOCATES)
-    ).filter(pl.col("pageable") | pl.col("copies") | pl.col("allocates") | names.match(_SYNCHRONIZES))
-    calls = _with_operators(trace, names, calls)
+        pageable=pageable, copies=trace.named(_COPIES) & ~trace.named(_ASYNC), allocates=trace.named(_ALLOCATES)
+    ).filter(pl.col("pageable") | pl.col("copies") | pl.col("allocates") | trace.named(_SYNCHRONIZES))
+    calls = _with_operators(trace, calls)
     # What follows a pageable copy in its operator is the wait for that copy.
     pageable = pl.col("pageable").any().over("track", "operator_row") & (pl.col("operator_row") != NONE)
     copying = pl.col("copies") | pl.col("operator").str.contains(_COPY_OPERATOR)
@@ -152,13 +139,13 @@ def _calls(trace: Trace, names: _Names) -> pl.DataFrame:
     return waited.select(_WAIT)
 
 
-def _with_operators(trace: Trace, names: _Names, calls: pl.DataFrame) -> pl.DataFrame:
+def _with_operators(trace: Trace, calls: pl.DataFrame) -> pl.DataFrame:
     """Calls with the innermost operator around each, and whether it is, or is inside of, one that needs a value."""
     operators = trace.of(Kind.OPERATOR).filter(pl.col("track").is_in(calls["track"].unique().implode()))
     columns = {
         "operator_row": _around(operators, calls),
-        "in_item": _around(operators.filter(names.match(_ITEM)), calls),
-        "in_shape": _around(operators.filter(names.match(_SHAPE)), calls),
+        "in_item": _around(operators.filter(trace.named(_ITEM)), calls),
+        "in_shape": _around(operators.filter(trace.named(_SHAPE)), calls),
     }
     calls = calls.with_columns(pl.Series(key, column, dtype=pl.Int64) for key, column in columns.items())
     text = operators.select(operator_row=pl.col("row").cast(pl.Int64), operator=pl.col("name").cast(pl.String))
@@ -168,26 +155,19 @@ def _with_operators(trace: Trace, names: _Names, calls: pl.DataFrame) -> pl.Data
 
 def _around(ranges: pl.DataFrame, moments: pl.DataFrame) -> np.ndarray:
     """Row of the innermost range of the same thread around the start of each event; -1 for none."""
-    rows = np.full(moments.height, NONE, dtype=np.int64)
-    for track in moments["track"].unique():
-        mine = ranges.filter(pl.col("track") == track)
-        if mine.height:
-            here = np.flatnonzero((moments["track"] == track).to_numpy())
-            start = mine["ts"].to_numpy()
-            index = innermost_at(start, start + mine["dur"].to_numpy(), moments["ts"].to_numpy()[here])
-            rows[here] = np.where(index == NONE, NONE, mine["row"].to_numpy().astype(np.int64)[index])
-    return rows
+    return enclosing(moments.select("track", launch_ts="ts"), ranges)
 
 
-def _marks(trace: Trace, names: _Names, found: Phases) -> pl.DataFrame:
+def _marks(trace: Trace, found: Phases) -> pl.DataFrame:
     """Waits that are marked by a range: of the main thread for its loader, of any for the rest."""
     of_main = pl.lit(True) if found.main == NONE else pl.col("track") == found.main
-    kinds = [kind.value for kind in (Kind.ANNOTATION, Kind.OPERATOR, Kind.PYTHON)]
-    number = names.match(_NUMBER) if not trace.device.height else pl.lit(False)
-    marks = trace.events.filter(pl.col("kind").is_in(kinds)).with_columns(
-        cause=pl.when(names.match(_LOADER) & of_main).then(pl.lit(LOADER))
-        .when(names.match(_GARBAGE)).then(pl.lit(GARBAGE))
-        .when(names.match(_COMPILATION)).then(pl.lit(COMPILATION))
+    number = trace.named(_NUMBER) if not trace.device.height else pl.lit(False)
+    marks = trace.events.filter(trace.named(f"{_LOADER}|{_GARBAGE}|{_COMPILATION}|{_NUMBER}"))
+    marks = marks.filter(pl.col("kind").is_in([Kind.ANNOTATION.value, Kind.OPERATOR.value, Kind.PYTHON.value]))
+    marks = marks.with_columns(
+        cause=pl.when(trace.named(_LOADER) & of_main).then(pl.lit(LOADER))
+        .when(trace.named(_GARBAGE)).then(pl.lit(GARBAGE))
+        .when(trace.named(_COMPILATION)).then(pl.lit(COMPILATION))
         .when(number).then(pl.lit(ITEM))
     ).drop_nulls("cause")  # fmt: skip
     return marks.with_columns(
@@ -223,11 +203,12 @@ def _idle_after(trace: Trace, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return idle
 
 
-def _frames(trace: Trace, names: _Names, every: pl.DataFrame) -> pl.Series:
+def _frames(trace: Trace, every: pl.DataFrame) -> pl.Series:
     """The innermost line of the program at each wait: outside of torch, if there is one; null without stacks."""
-    python = trace.of(Kind.PYTHON).filter(pl.col("track").is_in(every["track"].unique().implode()))
-    lines = python.filter(names.match(_LINE))
-    own = lines.filter(~names.match(_FOREIGN_LINE))
+    columns = trace.events.select("row", "ts", "dur", "track", "kind", "name")
+    is_line = (pl.col("kind") == Kind.PYTHON.value) & trace.named(_LINE)
+    lines = columns.filter(is_line & pl.col("track").is_in(every["track"].unique().implode()))
+    own = lines.filter(~trace.named(_FOREIGN_LINE))
     rows = _around(own, every)
     rows = np.where(rows == NONE, _around(lines, every), rows)
     words = trace.events["name"].gather(pl.Series(rows).replace({NONE: None})).cast(pl.String)
