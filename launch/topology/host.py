@@ -62,9 +62,7 @@ def read_host(
     """The machine that we are on. Raises: TopologyError if it shows no GPU, one sentence."""
     own = {key: value for key, value in environment.items() if key.startswith(("CUDA_", "HIP_", "ROCR_", "NCCL_"))}
     library = load_nvml() if nvml == "installed" else nvml
-    topology = read_nvml(library, root) if library is not None else _from_tools(run)
-    if library is None:
-        topology = _with_kernel(topology, root)
+    topology = _from_nvml(library, run, root) if library is not None else _with_kernel(_from_tools(run), root)
     hidden = hidden_gpus(topology, own)
     if len(hidden) == len(topology.gpus):
         raise TopologyError(
@@ -72,6 +70,17 @@ def read_host(
             f"{len(hidden)} GPUs of this machine; unset it, or name some of them"
         )
     return Host(topology=topology, cpus=sysfs.cpus(root), environment=own)
+
+
+def _from_nvml(library: Any, run: Runner, root: Path) -> Topology:
+    """From NVML, or if that fails from the tools; if those fail too, NVML's reason is the better one."""
+    try:
+        return read_nvml(library, root)
+    except TopologyError as error:
+        try:
+            return _with_kernel(_from_tools(run), root)
+        except TopologyError:
+            raise error from None
 
 
 def _from_tools(run: Runner) -> Topology:
@@ -151,7 +160,7 @@ def _with_kernel(topology: Topology, root: Path) -> Topology:
 def hidden_gpus(topology: Topology, environment: Mapping[str, str]) -> list[int]:
     """Positions of the GPUs that CUDA_VISIBLE_DEVICES hides from this process."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
+    if visible is None or "MIG-" in visible:  # parts of GPUs: which, only CUDA knows
         return []
     shown_gpus: set[int] = set()
     for each in (part.strip() for part in visible.split(",")):
@@ -160,7 +169,7 @@ def hidden_gpus(topology: Topology, environment: Mapping[str, str]) -> list[int]
             for i, gpu in enumerate(topology.gpus)
             if each == str(i) or (each.startswith("GPU-") and (gpu.uuid or "").startswith(each))
         ]
-        if not found and not (each.startswith(("GPU-", "MIG-")) and not any(gpu.uuid for gpu in topology.gpus)):
+        if not found and not (each.startswith("GPU-") and not any(gpu.uuid for gpu in topology.gpus)):
             break  # CUDA reads the list up to the first entry that is no device
         shown_gpus.update(found or range(len(topology.gpus)))
     return [i for i in range(len(topology.gpus)) if i not in shown_gpus]

@@ -230,9 +230,21 @@ def test_nvml_and_sysfs_together_place_adapters(tmp_path: Path) -> None:
 
 def test_a_driver_that_does_not_answer_nvml_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match="Driver Not Loaded: the driver does not answer"):
-        read_host({}, root=tmp_path, nvml=FakeNvml(fails=True))
+        read_host({}, root=tmp_path, run=tools(), nvml=FakeNvml(fails=True))
     with pytest.raises(TopologyError, match="the driver sees no GPU"):
-        read_host({}, root=tmp_path, nvml=FakeNvml(num_gpus=0))
+        read_host({}, root=tmp_path, run=tools(), nvml=FakeNvml(num_gpus=0))
+    amd = tools(showtopo=rocm(lambda i, j: "XGMI", 2, lambda i: 0))
+    assert len(read_host({}, root=tmp_path, run=amd, nvml=FakeNvml(fails=True)).topology.gpus) == 2
+
+
+def test_a_gpu_is_hidden_by_number_or_uuid_and_parts_of_one_hide_nothing(tmp_path: Path) -> None:
+    def hidden(visible: str) -> str:
+        found = read_host({"CUDA_VISIBLE_DEVICES": visible}, root=tmp_path, nvml=FakeNvml())
+        return next((each for each in oddities_of(found.topology, found) if "hides" in each), "")
+
+    assert hidden("GPU-0,GPU-3").endswith("hides GPU1, GPU2")
+    assert hidden("2,-1,0").endswith("hides GPU0, GPU1, GPU3"), "CUDA reads up to the first that is none"
+    assert hidden("MIG-abc/1/0") == ""
 
 
 def test_bus_ids_are_those_of_sysfs() -> None:
