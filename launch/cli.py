@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..strategies.errors import PluginError
-from . import topo_command, trace_command
+from . import compare_command, topo_command, trace_command
 from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     trace = commands.add_parser("trace", help="where the time of a step went, from traces of any PyTorch run")
     trace_command.add_arguments(trace)
     trace.set_defaults(command=trace_command.run)
+
+    compare = commands.add_parser("compare", help="which of several recipes is faster, by how much, and why")
+    compare_command.add_arguments(compare)
+    compare.set_defaults(command=compare_command.run)
 
     topo = commands.add_parser("topo", help="how this machine's GPUs are connected, what is slow, what is odd")
     topo_command.add_arguments(topo)

@@ -52,6 +52,8 @@ class Told:
     say: Callable[[str], None] = lambda line: None
     progress: Callable[[str, float, float], None] = lambda what, done, left_s: None
     """What runs now, the share that is done, and seconds to go at most."""
+    opened: Callable[[Path], None] = lambda folder: None
+    """The folder, as soon as it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)

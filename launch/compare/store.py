@@ -69,7 +69,7 @@ class Store:
         run_folder.lock(path)
         changes = {arm.name: list(arm.changes) for arm in arms}
         environment = run_folder.environment(arms[0].recipe, command)
-        _write(path / _EXPERIMENT, {**identity, "changes": changes, "environment": environment})
+        write_json(path / _EXPERIMENT, {**identity, "changes": changes, "environment": environment})
         return Store(path=path)
 
     @staticmethod
@@ -101,7 +101,7 @@ class Store:
         """The result of a segment: the one on disk, or measured now."""
         if place not in self.measured:
             found = measure(self.folder_of(place))
-            _write(self.file_of(place), found.to_json())
+            write_json(self.file_of(place), found.to_json())
             self.measured[place] = found
         return self.measured[place]
 
@@ -112,7 +112,7 @@ class Store:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Leave `results.json`."""
-        _write(self.path / _RESULTS, results)
+        write_json(self.path / _RESULTS, results)
 
     def read_results(self) -> dict[str, Any] | None:
         """What `write_results` has left, if it has."""
@@ -135,7 +135,7 @@ class KeptCalibration:
         """Keep it. Raises: OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         estimate = vars(self.calibration.estimate) if self.calibration.estimate else None
-        _write(path, {**vars(self), "calibration": {**vars(self.calibration), "estimate": estimate}})
+        write_json(path, {**vars(self), "calibration": {**vars(self.calibration), "estimate": estimate}})
 
     @staticmethod
     def read(path: Path, *, today: datetime.date | None = None) -> "KeptCalibration | None":
@@ -170,6 +170,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _write(path: Path, told: Mapping[str, Any]) -> None:
+def write_json(path: Path, told: Mapping[str, Any]) -> None:
+    """Write a file of this folder, whole or not at all."""
     text = json.dumps(told, indent=1, allow_nan=True)
     publish(path, lambda partial: partial.write_text(text + "\n"))
