@@ -14,6 +14,7 @@ launched. What a device still has to do after the last window is in none; so ste
 """
 
 import re
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ import polars as pl
 from ..spans import GLOO_PREFIX, NCCL_PREFIX
 from .intervals import union
 from .kinds import Kind
-from .launchers import launchers
+from .launchers import launchers, places
 from .nesting import outermost_at
 from .phases import phase_of_work, phases
 from .tables import Trace
@@ -44,6 +45,7 @@ with their whole length; `owned_ns` adds up to the length of the windows. `posit
 _KEYS = ["phase", "part", "name", "operator", "shapes"]
 _ORDER = {Kind.COMPUTE.value: 0, Kind.COMMUNICATION.value: 1, Kind.MEMORY.value: 2}
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+")
+_REASONS = ("nothing follows", "unknown", "host", "queued")
 _EXCHANGE = ("c10d::", "record_param_comms", "_c10d_functional", GLOO_PREFIX, NCCL_PREFIX)
 
 
@@ -56,7 +58,9 @@ def attribute(trace: Trace) -> pl.DataFrame:
         parts = [_host(trace, windows, found)]
     else:
         device = _launched(trace, device, found)
-        parts = [_device(mine, windows, found) for _, mine in device.group_by("device", maintain_order=True)]
+        numbers: list[int] = device["device"].unique(maintain_order=True).to_list()
+        each = (device.filter(pl.col("device") == number) if len(numbers) > 1 else device for number in numbers)
+        parts = [_device(mine, windows, found) for mine in each]
     num_windows = windows.height * len(parts)
     every = pl.concat(parts)
     every = every.with_columns(found.label(every["phase"]))
@@ -104,21 +108,19 @@ class _Phases:
 
 def _launched(trace: Trace, device: pl.DataFrame, found: _Phases) -> pl.DataFrame:
     """Events of a device with what launched them: called (its start; -1 unknown), caller, operator, shapes, phase."""
-    calls = launchers(trace, device)
-    names = trace.events["name"].cast(pl.String)
+    calls, names = launchers(trace, device), trace.events["name"]
     shapes = trace.argument("Input Dims").select(pl.col("row").cast(pl.Int64), shapes=pl.col("value").cast(pl.String))
     calls = calls.join(shapes, left_on="operator", right_on="row", how="left", maintain_order="left")
-    known = [pl.when(pl.col(column) >= 0).then(column).alias(column) for column in ("launch", "operator")]
-    launch, operator = calls.select(known)
-    work = device.with_columns(
+    launch, operator = (places(calls[key].to_numpy()) for key in ("launch", "operator"))
+    work = device.select("ts", "dur", "name", "kind", "track", "device").with_columns(
         calls["launch_ts"], calls["track"].alias("launch_track"), (pl.col("ts") + pl.col("dur")).alias("end")
     )
     return work.with_columns(
         pl.col("device").clip(0),
         called=pl.col("launch_ts").fill_null(-1),
-        caller=names.gather(launch).fill_null(""),
-        operator=names.gather(operator).fill_null(""),
-        shapes=calls["shapes"].fill_null(""),
+        caller=names.gather(launch),
+        operator=names.gather(operator),
+        shapes=calls["shapes"],
         phase=pl.Series(phase_of_work(work, found.found)),
     )
 
@@ -153,8 +155,9 @@ def _device(events: pl.DataFrame, windows: pl.DataFrame, found: _Phases) -> pl.D
     start = events["ts"].to_numpy()
     end = start + events["dur"].to_numpy()
     called = events["called"].to_numpy()
-    rank = events["kind"].cast(pl.String).replace_strict(_ORDER, return_dtype=pl.Int64).to_numpy()
-    order = np.lexsort((start, rank))
+    kinds = cast(pl.Enum, events["kind"].dtype).categories.to_list()
+    rank = np.array([_ORDER.get(kind, len(_ORDER)) for kind in kinds], dtype=np.int8)[events["kind"].to_physical()]
+    order = np.argsort(rank, kind="stable")  # they are in order of start
     gaps_end = union(start, end - start).start
     at, length = _pieces([start, end, called[np.searchsorted(start, gaps_end)], found.changes], windows)
     owned, idle = _owned(start, end, order, at, length)
@@ -181,8 +184,8 @@ def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame) -> 
     position = np.where(counted, (start - begin[at]) / (end - begin)[at], np.nan) if len(begin) else start * np.nan
     table = events.select(
         "phase",
-        pl.col("kind").cast(pl.String).alias("part"),
-        pl.col("name").cast(pl.String),
+        pl.col("kind").alias("part"),
+        "name",
         "operator",
         "shapes",
         count=pl.Series(counted.astype(np.int64)),
@@ -190,9 +193,10 @@ def _counted(events: pl.DataFrame, owned: np.ndarray, windows: pl.DataFrame) -> 
         owned_ns=pl.Series(owned),
         position=pl.Series(position).fill_nan(None),
     ).filter((pl.col("count") > 0) | (pl.col("owned_ns") > 0))
-    return table.group_by(_KEYS, maintain_order=True).agg(
+    table = table.group_by(_KEYS, maintain_order=True).agg(
         pl.col("count", "busy_ns", "owned_ns").sum(), pl.col("position").mean()
     )
+    return table.with_columns(pl.col(*_KEYS[1:]).cast(pl.String).fill_null(""))
 
 
 def _empty(events: pl.DataFrame, at: np.ndarray, length: np.ndarray, found: _Phases) -> pl.DataFrame:
@@ -205,20 +209,28 @@ def _empty(events: pl.DataFrame, at: np.ndarray, length: np.ndarray, found: _Pha
     reach = np.maximum.accumulate(start + events["dur"].to_numpy())
     before = np.searchsorted(start, at, side="right") - 1
     fell_idle = np.where(before >= 0, reach[np.maximum(before, 0)], np.iinfo(np.int64).min)
-    reasons = [none_follows, call < 0, at < call, call < fell_idle]
-    reason = np.select(reasons, [0, 1, 2, 3], 4)
+    reasons = [none_follows, call < 0, at < call, call < fell_idle]  # as in `_REASONS`; else it is being launched
+    reason = np.select(reasons, [0, 1, 2, 3], len(_REASONS))
     own_phase = events["phase"].to_numpy()[following]
     phase = np.where(reason >= 3, own_phase, found.when(at))
     table = pl.DataFrame(
         {
             "phase": pl.Series(phase),
-            "part": pl.Series("part", ["idle", "launch"]).gather((reason == 4).astype(np.int64)),
-            "name": pl.Series("name", ["nothing follows", "unknown", "host", "queued", None]).gather(reason),
+            "reason": reason.astype(np.int8),
             "caller": events["caller"].gather(following),
             "owned_ns": length,
         }
-    ).with_columns(pl.coalesce("name", "caller").alias("name"))
-    return _in_full(table)
+    )
+    launching = pl.col("reason") == len(_REASONS)
+    caller = pl.when(launching).then("caller")
+    table = table.group_by("phase", "reason", caller, maintain_order=True).agg(pl.col("owned_ns").sum())
+    word = pl.Series(_REASONS, dtype=pl.String).gather(table["reason"].replace({len(_REASONS): None}))
+    return _in_full(
+        table.with_columns(
+            part=pl.when(launching).then(pl.lit("launch")).otherwise(pl.lit("idle")),
+            name=pl.coalesce(word.alias("word"), pl.col("caller").cast(pl.String), pl.lit("")),
+        )
+    )
 
 
 def _in_full(table: pl.DataFrame) -> pl.DataFrame:

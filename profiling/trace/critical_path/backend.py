@@ -30,7 +30,7 @@ _MOST = 0.5
 
 def ranges(trace: Trace, window: tuple[int, int]) -> pl.DataFrame:
     """The collectives that were asked for in a window."""
-    found = trace.of(Kind.ANNOTATION).filter(pl.col("name").cast(pl.String).str.starts_with(GLOO_PREFIX))
+    found = trace.of(Kind.ANNOTATION).filter(trace.named(f"^{GLOO_PREFIX}"))
     return found.filter((pl.col("ts") >= window[0]) & (pl.col("ts") < window[1]))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from ..kinds import Kind
+from ..launchers import call_places, launch_calls
 from ..tables import Trace
 from .graph import CATEGORIES, END_TIER, START_TIER, Category, Edges, Points, Relation, edges, join_edges, words
 
@@ -54,17 +55,13 @@ class Tasks:
 def tasks(trace: Trace, window: tuple[int, int]) -> Tasks:
     """Tasks that the window launched, and earlier ones that still ran in it."""
     begin, end = window
-    every = trace.device
-    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
-    keys, at = np.unique(calls["correlation"].to_numpy(), return_index=True)
-    wanted = every["correlation"].to_numpy()
-    place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-    known = (keys[place] == wanted) if len(keys) else np.zeros(len(wanted), dtype=bool)
-    which = at[place] if len(keys) else place
-    ts, dur, rows = (calls[key].to_numpy() for key in ("ts", "dur", "row"))
-    if not len(keys):
-        ts = dur = rows = np.zeros(1, dtype=np.int64)
-    call = np.where(known, rows[which].astype(np.int64), -1)
+    every, calls = trace.device, launch_calls(trace)
+    place = call_places(trace, every)
+    known = place.is_not_null().to_numpy()
+    which = place.fill_null(-1).to_numpy()
+    # What stands behind the last call is that of no call.
+    ts, dur, rows = (np.append(calls[key].to_numpy().astype(np.int64), 0) for key in ("ts", "dur", "row"))
+    call = np.where(known, rows[which], -1)
     called = np.where(known, ts[which], NEVER)
     returned = np.where(known, ts[which] + dur[which], NEVER)
     start = every["ts"].to_numpy()

@@ -1,6 +1,5 @@
 """Threads of the host as chains of points: borders of events, and between them the innermost event."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from ..tables import Trace
 from .graph import CATEGORIES, HOST_TIER, Category, Edges, Points, Relation, edges, join_edges, words
 
 HOST_KINDS = (Kind.OPERATOR, Kind.LAUNCH, Kind.ANNOTATION, Kind.PYTHON)
-_BACKWARD = re.compile(r"autograd::engine|Backward\d*$")
+_BACKWARD = r"autograd::engine|Backward\d*$"
 _MOST = 0.5
 """A segment is a wait for the thread of the backward pass if that is at work for at least so much of it."""
 NOTHING = "(between events)"
@@ -48,7 +47,11 @@ def main_track(trace: Trace) -> int:
     if trace.steps.height:
         return int(trace.steps["track"][0])
     for kinds in ((Kind.LAUNCH,), (Kind.OPERATOR,), HOST_KINDS):
-        counts = _of(trace.events, kinds)["track"].value_counts().sort(["count", "track"], descending=[True, False])
+        counts = (
+            _of(trace.events.select("kind", "track"), kinds)["track"]
+            .value_counts()
+            .sort(["count", "track"], descending=[True, False])
+        )
         if counts.height:
             return int(counts["track"][0])
     return -1
@@ -56,10 +59,7 @@ def main_track(trace: Trace) -> int:
 
 def backward_tracks(trace: Trace, main: int) -> list[int]:
     """Other threads that run operators of a backward pass."""
-    codes = [code for code, name in enumerate(words(trace.events["name"])) if _BACKWARD.search(name)]
-    ran = _of(trace.events, (Kind.OPERATOR,)).filter(
-        pl.col("name").to_physical().is_in(codes) & (pl.col("track") != main)
-    )
+    ran = trace.of(Kind.OPERATOR).filter(trace.named(_BACKWARD) & (pl.col("track") != main))
     return sorted(ran["track"].unique().to_list())
 
 
@@ -70,9 +70,10 @@ def _of(events: pl.DataFrame, kinds: tuple[Kind, ...]) -> pl.DataFrame:
 def threads(trace: Trace, *, main: int, others: list[int], window: tuple[int, int]) -> Threads:
     """Chains of some threads, cut to a window."""
     begin, end = window
-    kept = _of(trace.events, HOST_KINDS).filter(
-        pl.col("track").is_in([main, *others]) & (pl.col("ts") < end) & (pl.col("ts") + pl.col("dur") >= begin)
-    )
+    ts, dur = trace.events["ts"].to_numpy(), trace.events["dur"].to_numpy()
+    last = np.searchsorted(ts, end)
+    inside = np.flatnonzero(ts[:last] + dur[:last] >= begin)  # most events are outside
+    kept = _of(trace.events[inside], HOST_KINDS).filter(pl.col("track").is_in([main, *others]))
     ts = kept["ts"].to_numpy()
     stop = np.minimum(ts + kept["dur"].to_numpy(), end)
     # Ranges of a backend begin on the thread that asks and end when the work does: they nest in nothing.

@@ -110,6 +110,8 @@ def recorded_waits(trace: Trace, found: Tasks, base: int) -> Edges:
         said = trace.argument(key)
         values = said.select("row", pl.col("value").cast(pl.Int64).alias(key))
         waits = waits.join(values, on="row", how="inner")
+    if not waits.height:
+        return edges(np.zeros(0), np.zeros(0), Relation.WAIT)
     calls = trace.of(Kind.LAUNCH).select("correlation", "ts").unique("correlation", keep="first")
     waits = (
         waits.select("correlation", "stream", *keys)
