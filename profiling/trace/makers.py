@@ -37,8 +37,9 @@ def of_steps(trace: Trace) -> Tables:
         "host_phases": host_phases(trace),
         "collectives": collectives(trace),
         "waits": wait_sites(trace),
-        "events": trace.events.group_by(pl.col("kind").cast(pl.String))
+        "events": trace.events.group_by("kind")
         .agg(pl.len().cast(pl.Int64).alias("count"), total_ns=pl.col("dur").sum())
+        .with_columns(pl.col("kind").cast(pl.String))
         .sort("kind"),
     }
 

@@ -87,7 +87,7 @@ def _swap(generator: random.Random, text: bytes) -> bytes:
 _MUTATIONS: Sequence[Mutation] = (_flip, _delete, _repeat, _insert, _cut, _swap, _replace(_NUMBER), _replace(_STRING))
 
 
-def mutants(texts: Sequence[bytes], number: int, seed: int = 0) -> Iterator[bytes]:
+def mutants(texts: Sequence[bytes], number: int, seed: int | str = 0) -> Iterator[bytes]:
     """So many files: one to four mutations of a trace, some packed, some damaged after packing."""
     generator = random.Random(seed)
     for _ in range(number):

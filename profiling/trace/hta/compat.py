@@ -148,7 +148,7 @@ def _work(frame: pl.DataFrame, first_start: float | None) -> pl.DataFrame:
         .select(
             *WORK,
             kind=pl.col("as_hta").cast(pl.Enum([kind.value for kind in Kind])),
-            device=pl.lit(-1, dtype=pl.Int32),
+            device=pl.lit(-1, dtype=pl.Int64),
             call_ts=pl.when("on_device").then(pl.col("call_ts").fill_null(pl.lit(first_start, dtype=pl.Float64))),
             occupies=pl.col("kind").is_in([kind.value for kind in ON_DEVICE]),
         )

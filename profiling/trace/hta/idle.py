@@ -64,8 +64,8 @@ def _gaps(rows: Rows, *, by_stream: bool) -> pl.DataFrame:
         places.append(part)
         ends.append(before)
     before = pl.Series(np.concatenate(ends), dtype=device["ts"].dtype)
-    gaps = device.select("device", pl.col("stream").cast(pl.Int32), "ts", "call_ts")[np.concatenate(places)]
+    gaps = device.select("device", pl.col("stream").cast(pl.Int64), "ts", "call_ts")[np.concatenate(places)]
     gaps = gaps.with_columns(before=before.fill_nan(None) if rows.compat else before)
     if not by_stream:
-        gaps = gaps.with_columns(stream=pl.lit(ALL_STREAMS, dtype=pl.Int32))
+        gaps = gaps.with_columns(stream=pl.lit(ALL_STREAMS, dtype=pl.Int64))
     return gaps.with_columns(gap=pl.col("ts") - pl.col("before"))

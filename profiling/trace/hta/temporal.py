@@ -40,7 +40,7 @@ def temporal_breakdown(trace: Trace | Rows, *, compat: bool = False) -> pl.DataF
             }
         )
     times = ("span_ns", "idle_ns", "compute_ns", "non_compute_ns")
-    table = pl.DataFrame(found, schema={"device": pl.Int32} | dict.fromkeys(times, pl.Int64))
+    table = pl.DataFrame(found, schema={"device": pl.Int64} | dict.fromkeys(times, pl.Int64))
     return table.with_columns(
         share("idle_ns", "span_ns").alias("idle_share"),
         share("compute_ns", "span_ns").alias("compute_share"),
@@ -65,7 +65,7 @@ def communication_overlap(trace: Trace | Rows, *, compat: bool = False) -> pl.Da
                 "overlapped_ns": rows.whole_ns(both),
             }
         )
-    schema = {"device": pl.Int32, "communication_ns": pl.Int64, "overlapped_ns": pl.Int64}
+    schema = {"device": pl.Int64, "communication_ns": pl.Int64, "overlapped_ns": pl.Int64}
     return pl.DataFrame(found, schema=schema).with_columns(
         share("overlapped_ns", "communication_ns").alias("overlapped_share")
     )
@@ -85,7 +85,7 @@ def kernel_kinds(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
             kinds = BESIDE.join(kind for bit, kind in enumerate(OF_A_KERNEL) if running >> bit & 1)
             if kinds and time_ns:
                 found.append({"device": device, "kinds": kinds, "time_ns": time_ns})
-    table = pl.DataFrame(found, schema={"device": pl.Int32, "kinds": pl.String, "time_ns": pl.Int64})
+    table = pl.DataFrame(found, schema={"device": pl.Int64, "kinds": pl.String, "time_ns": pl.Int64})
     table = table.group_by("device", "kinds").agg(pl.col("time_ns").sum())
     return table.with_columns((pl.col("time_ns") / pl.col("time_ns").sum().over("device")).alias("share")).sort(
         "device", "time_ns", "kinds", descending=[False, True, False]
