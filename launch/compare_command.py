@@ -101,8 +101,13 @@ def _asked(options: argparse.Namespace) -> Any:
     keys = [key for key in vars(settings) if key != "recipe"]
     said = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
     said |= {key: (*getattr(settings, key), *said[key]) for key in lists if key in said}
-    arms = (*arms, *map(parse_arm, options.arms))
-    asked = replace(settings, **said).asked(arms)
+    refused: list[str] = []
+    for text in options.arms:
+        try:
+            arms = (*arms, parse_arm(text))
+        except UsageError as error:
+            refused += error.problems
+    asked = replace(settings, **said).asked(arms, refused)
     return replace(asked, out=options.out, resume=options.resume, calibrate_anew=options.calibrate)
 
 

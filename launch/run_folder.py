@@ -76,16 +76,21 @@ def create(folder: Path, recipe: Recipe, *, command: Sequence[str], resume: bool
     return said
 
 
-def lock(folder: Path) -> None:
-    """Hold the folder until this process ends, or what it turns into. Raises: UsageError if another run holds it."""
+def lock(folder: Path) -> int:
+    """Hold the folder until this process ends, or what it turns into. Raises: UsageError if another run holds it.
+
+    Returns: the file descriptor, for who wants to let go of it before that.
+    """
     held = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        os.close(held)
         raise UsageError(f"--out {folder}: another run is writing there; wait for it, or choose another") from error
     except OSError:
         pass  # a file system without locks
-    os.set_inheritable(held, True)  # and never closed: one rank is this process with another program in it
+    os.set_inheritable(held, True)  # and not closed by a run: one rank is this process with another program in it
+    return held
 
 
 def record(folder: Path, recipe: Recipe, *, command: Sequence[str]) -> None:

@@ -63,9 +63,11 @@ def parse_arm(text: str) -> ArmSpec:
 
 def split_changes(text: str) -> list[str]:
     """The parts between commas; those in brackets, braces or quotes belong to a value."""
-    parts, closing, quote = [""], list[str](), ""
+    parts, closing, quote, escaped = [""], list[str](), "", False
     for character in text:
-        if quote:
+        if escaped or (quote == '"' and character == "\\"):
+            escaped = not escaped
+        elif quote:
             quote = "" if character == quote else quote
         elif character in "\"'":
             quote = character

@@ -43,6 +43,8 @@ class Asked:
     resume: bool = False
     command: tuple[str, ...] = ()
     """The command line, for the record."""
+    refused: tuple[str, ...] = ()
+    """What was wrong with the options already; it is told together with what is wrong with the arms."""
 
 
 def compare(
@@ -61,7 +63,22 @@ def compare(
     told, here = told or Told(), machine()
     arms = arms_of(asked, make_plan)
     store = open_store(asked, arms, here)
-    told.opened(store.path)
+    try:
+        told.opened(store.path)
+        return _compare(asked, arms, store, told, here, guard, measure)
+    finally:
+        store.close()
+
+
+def _compare(
+    asked: Asked,
+    arms: Sequence[Arm],
+    store: Store,
+    told: Told,
+    here: Mapping[str, Any],
+    guard: Guard | None,
+    measure: Measure | None,
+) -> Results:
     ended = store.read_results() if asked.resume else None
     if ended is not None:
         told.say("the comparison had ended; what is missing of its explanation is added, and no pair")
@@ -95,7 +112,7 @@ def compare(
 
 def arms_of(asked: Asked, make_plan: MakePlan | None = None) -> tuple[Arm, ...]:
     """The arms, fit to run. Raises: UsageError with every problem."""
-    found = asked.declared.problems()
+    found = [*asked.refused, *asked.declared.problems()]
     try:
         arms = read_arms(
             asked.recipe,

@@ -8,7 +8,7 @@ from .calibration import Calibration
 def floor_line(calibration: Calibration) -> str:
     """The noise floor, and a warning if the calibration is suspect."""
     said = f"one pair of equal arms scatters by {100 * math.expm1(calibration.pair_sd):.2f} %"
-    said += f"; the mean of 16 stays within {100 * calibration.floor(16):.2f} % in 19 of 20 cases"
+    said += f"; over 16 pairs they stay within {100 * calibration.floor(16):.2f} % in 19 of 20 cases"
     return f"{said}\nwarning: {calibration.suspect}" if calibration.suspect else said
 
 

@@ -1,6 +1,7 @@
 """A comparison as a TOML file: the recipe, the protocol, and a table of changes for each arm."""
 
 import tomllib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from .arms import ArmSpec, changes_of_table
 from .calibration import CALIBRATION_PAIRS
 from .comparison import Asked
 from .declared import Declared, make_protocol, seconds_of, share_of
+from .sequential import Protocol
 
 _ARMS = "arms"
 
@@ -49,11 +51,22 @@ class Settings:
     profile: bool = True
     """Whether a profiled window of each arm says why."""
 
-    def asked(self, arms: tuple[ArmSpec, ...]) -> Asked:
-        """The same as a comparison. Raises: UsageError."""
+    def asked(self, arms: tuple[ArmSpec, ...], refused: Sequence[str] = ()) -> Asked:
+        """The same as a comparison, with what is wrong in it; refused: what was wrong before."""
+        found = list(refused)
+
+        def read(value: Callable[[], Any], instead: Any) -> Any:
+            try:
+                return value()
+            except UsageError as error:
+                found.extend(error.problems)
+                return instead
+
         if self.ranks is not None and self.ranks < 1:
-            raise UsageError(f"--ranks {self.ranks}: a run needs at least 1 rank")
-        protocol = make_protocol(max_pairs=self.pairs, margin=share_of(self.margin, "--margin"), alpha=self.alpha)
+            found.append(f"--ranks {self.ranks}: a run needs at least 1 rank")
+        margin = read(lambda: share_of(self.margin, "--margin"), 0.01)
+        protocol = read(lambda: make_protocol(max_pairs=self.pairs, margin=margin, alpha=self.alpha), Protocol())
+        budget_s = read(lambda: seconds_of(self.budget, "--budget") if self.budget else None, None)
         return Asked(
             recipe=self.recipe,
             arms=arms,
@@ -68,8 +81,9 @@ class Settings:
                 profile=self.profile,
             ),
             changes_workload=self.changes_workload,
-            budget_s=seconds_of(self.budget, "--budget") if self.budget else None,
+            budget_s=budget_s,
             price_per_device_hour=self.price_per_device_hour,
+            refused=tuple(found),
         )
 
 

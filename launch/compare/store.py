@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,14 @@ class Store:
     path: Path
     measured: dict[Place, Measured] = field(default_factory=dict[Place, Measured])
     """All finished segments, failed ones included."""
+    held: int | None = None
+    """Lock of the folder."""
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self.held is not None:
+            os.close(self.held)
+            self.held = None
 
     @staticmethod
     def begin(path: Path, arms: Sequence[Arm], identity: Mapping[str, Any], *, command: Sequence[str]) -> "Store":
@@ -66,11 +75,11 @@ class Store:
                 (path / "recipes" / f"{arm.name}.toml").write_text(to_toml(arm.recipe))
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be written ({error.strerror}); choose another folder") from error
-        run_folder.lock(path)
+        held = run_folder.lock(path)
         changes = {arm.name: list(arm.changes) for arm in arms}
         environment = run_folder.environment(arms[0].recipe, command)
         write_json(path / _EXPERIMENT, {**identity, "changes": changes, "environment": environment})
-        return Store(path=path)
+        return Store(path=path, held=held)
 
     @staticmethod
     def resume(path: Path, identity: Mapping[str, Any], places: Sequence[Place]) -> "Store":
@@ -81,8 +90,7 @@ class Store:
             raise UsageError(f"--resume: {path} holds no comparison; give the folder of one with --out") from error
         if other := differences(begun, identity):
             raise UsageError(f"--resume: {path} holds another comparison ({'; '.join(other)}); begin a new one")
-        run_folder.lock(path)
-        store = Store(path=path)
+        store = Store(path=path, held=run_folder.lock(path))
         for place in places:
             file = store.file_of(place)
             if file.is_file():
