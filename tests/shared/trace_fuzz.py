@@ -29,8 +29,10 @@ _TOKENS = (
 )
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 _STRING = re.compile(rb'"[^"\\]*"')
-SECONDS = 20
-"""For one trace of some kilobytes: anything near it is a hang."""
+CPU_SECONDS = 20
+"""For one trace of some kilobytes: anything near it is a hang; of the processor, for the machine may be busy."""
+SECONDS = 300
+"""The same by the clock, for what hangs without working."""
 EXTRA_BYTES = 3 << 30
 """Address space that the whole run may gain."""
 
@@ -105,8 +107,10 @@ def survives(text: bytes, folder: Path, look: Callable[[Path], object]) -> bool:
     """Look at a file: True if it could be read, False for one clear sentence. Anything else is raised."""
     path = folder / "rank-0.json"
     path.write_bytes(text)
-    signal.signal(signal.SIGALRM, _too_long)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, _too_long)
     signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     try:
         look(path)
     except TraceError as error:
@@ -115,11 +119,12 @@ def survives(text: bytes, folder: Path, look: Callable[[Path], object]) -> bool:
         return False
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return True
 
 
 def _too_long(*_: object) -> None:
-    raise TimeoutError(f"longer than {SECONDS} s")
+    raise TimeoutError(f"longer than {CPU_SECONDS} s of work, or {SECONDS} s")
 
 
 def limit_memory() -> None:
