@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from . import collective_skew, job_path
+from .cache import kept_tables
 from .collectives import collective_summary
 from .job import Done, Reading, Told, for_each, trace_files
 from .job_path import StepGraph
@@ -167,7 +168,7 @@ def _of_rank(
     if not trace.steps.height:
         notes.append("no profiler steps; the whole trace counts as one")
     mine = [make for make in makers if make is not of_drawing or trace.path in drawn]
-    tables = {name: table for make in mine for name, table in make(trace).items()}
+    tables = {name: table for make in mine for name, table in kept_tables(trace, make).items()}
     graph = job_path.step_graph(trace) if trace.path in followed else None
     if graph is not None:
         tables["path"] = job_path.path_of_rank(graph)

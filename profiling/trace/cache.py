@@ -1,14 +1,19 @@
-"""Keeps the tables of a trace beside it, so that a second look need not read the text again.
+"""Keeps the tables of a trace beside it, and what was made of them: a second look neither reads nor analyses again.
 
 A cache is a folder of Arrow files. It is believed only if it was made by this version from a file of this size and
-time of change; anything else about it that is not as expected means that the trace is read again.
+time of change; anything else about it that is not as expected means that the trace is read again. What was made of the
+tables is believed only if the very same code made it.
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Generator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ FORMAT = 2
 """To be raised with every change of the tables or of what is a kind."""
 _FOLDER = ".stepladder-cache"
 _TABLES = ("events", "instants", "tracks")
+_MADE = "made-"
 
 
 def cache_folder(path: Path, *, detail: bool) -> Path:
@@ -45,6 +51,7 @@ def load_cached(path: Path, *, detail: bool) -> Trace | None:
                 notes=tuple(about["notes"]),
                 num_bytes=about["num_bytes"],
                 detail=with_detail,
+                kept_in=folder,
                 args=args,
                 **tables,
             )
@@ -56,14 +63,15 @@ def load_cached(path: Path, *, detail: bool) -> Trace | None:
     return None
 
 
-def save_cached(trace: Trace) -> None:
-    """Keep the tables; a folder that cannot be written to is no error, the next look just takes as long."""
+def save_cached(trace: Trace) -> Trace:
+    """Keep the tables; gives the trace as it is kept.
+
+    A folder that cannot be written to is no error, the next look just takes as long.
+    """
     target = cache_folder(trace.path, detail=trace.detail)
     with contextlib.suppress(OSError):
         target.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as made:
-            folder = Path(made) / "tables"
-            folder.mkdir()
+        with _put_in_place(target) as folder:
             for name in _TABLES:
                 getattr(trace, name).write_ipc(folder / f"{name}.arrow", compression="lz4")
             for i, frame in enumerate(trace.args.values()):
@@ -77,9 +85,70 @@ def save_cached(trace: Trace) -> None:
                 "args": list(trace.args),
             }
             (folder / "about.json").write_text(json.dumps(about))
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(folder, target)
+        return dataclasses.replace(trace, kept_in=target)
+    return trace
+
+
+def kept_tables(trace: Trace, make: Callable[[Trace], Mapping[str, pl.DataFrame]]) -> Mapping[str, pl.DataFrame]:
+    """What a function makes of a trace: as it was kept in the trace's cache, else made now, and kept.
+
+    Only functions of modules are kept, and those with given keywords; in memory alone if the trace has no cache.
+    """
+    name, code = _name_of(make), _code()
+    if trace.kept_in is None or name is None or code is None:
+        return make(trace)
+    target = trace.kept_in / f"{_MADE}{code}-{_digest(name.encode())}"
+    with contextlib.suppress(OSError, ValueError, TypeError, pl.exceptions.PolarsError):
+        names: list[str] = json.loads((target / "names.json").read_text())
+        return {str(name): pl.read_ipc(target / f"{i}.arrow") for i, name in enumerate(names)}
+    tables = make(trace)
+    with contextlib.suppress(OSError, pl.exceptions.PolarsError):
+        for old in trace.kept_in.glob(f"{_MADE}*"):
+            if not old.name.startswith(f"{_MADE}{code}-"):
+                shutil.rmtree(old)
+        with _put_in_place(target) as folder:
+            for i, table in enumerate(tables.values()):
+                table.write_ipc(folder / f"{i}.arrow", compression="lz4")
+            (folder / "names.json").write_text(json.dumps(list(tables)))
+    return tables
+
+
+@contextlib.contextmanager
+def _put_in_place(target: Path) -> Generator[Path]:
+    """A new folder, which takes the place of another when it is complete."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as made:
+        folder = Path(made) / "folder"
+        folder.mkdir()
+        yield folder
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(folder, target)
+
+
+def _name_of(make: Callable[..., object]) -> str | None:
+    """What tells a function from all others; None if its name does not."""
+    if isinstance(make, partial):
+        inner = _name_of(make.func)
+        return inner and f"{inner} {make.args} {sorted(make.keywords.items())}"
+    name = getattr(make, "__qualname__", "<")
+    return None if "<" in name else f"{make.__module__}.{name}"
+
+
+@cache
+def _code() -> str | None:
+    """A digest of the code that makes tables; None if it cannot be read."""
+    here = Path(__file__).parent
+    files = sorted([*here.rglob("*.py"), *here.parent.glob("*.py")])
+    if not files:
+        return None
+    return _digest(pl.__version__.encode(), *(file.read_bytes() for file in files))
+
+
+def _digest(*parts: bytes) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little") + part)
+    return found.hexdigest()[:16]
 
 
 def _key(path: Path) -> list[int]:

@@ -99,7 +99,7 @@ def open_trace(
         return kept
     trace = read_trace(path, detail=reading.detail, limits=reading.limits, num_threads=num_threads, progress=progress)
     if reading.cache:
-        save_cached(trace)
+        trace = save_cached(trace)
     return trace
 
 

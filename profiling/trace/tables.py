@@ -69,6 +69,8 @@ class Trace(Keeper):
     """Events without a length: ts, name, and a column for each of their arguments."""
     tracks: pl.DataFrame
     """Threads and streams: track, pid, tid, process, thread."""
+    kept_in: Path | None = None
+    """The folder of its cache, if it has one."""
 
     @cached_property
     def device(self) -> pl.DataFrame:
