@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--price-per-device-hour", type=float, metavar="P", help="for the cost of 1e9 tokens")
     parser.add_argument("--no-profile", dest="profile", action="store_false", default=None, help="do not look for why")
+    parser.add_argument(
+        "--no-guard",
+        dest="guard",
+        action="store_false",
+        default=None,
+        help="do not check sameness, claim no multiplier",
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: comparisons/<name>-<date>-<time>-<id>")
     parser.add_argument(
         "--resume", action="store_true", help="continue the comparison in --out; finished segments stay"

@@ -39,6 +39,8 @@ class Asked:
     """Time for all segments together."""
     price_per_device_hour: float | None = None
     calibrate_anew: bool = False
+    guarded: bool = True
+    """Whether the parity guard runs; without it no multiplier is claimed."""
     out: Path | None = None
     resume: bool = False
     command: tuple[str, ...] = ()
@@ -57,7 +59,7 @@ def compare(
 ) -> Results:
     """Run a comparison, or the rest of one.
 
-    guard: without one, no multiplier is claimed. measure, make_plan: how segments are measured and recipes planned.
+    guard: another one than `fresh_guard`. measure, make_plan: how segments are measured and recipes planned.
     Raises: UsageError for what cannot be compared, ExperimentError, KeyboardInterrupt.
     """
     told, here = told or Told(), machine()
@@ -96,7 +98,8 @@ def _compare(
     outcome = experiment.run()
     alive = [arm for arm in arms if arm.name not in outcome.failed]
     reasons = explain_arms(alive, store, outcome.steps, asked.declared, told) if asked.declared.profile else {}
-    parity = check_sameness(alive, store, guard, told) if guard else {}
+    guard = guard or fresh_guard(asked.declared.ranks)
+    parity = check_sameness(alive, store, guard, told) if asked.guarded else {}
     results = collect(
         arms,
         outcome,
@@ -113,6 +116,10 @@ def _compare(
 def arms_of(asked: Asked, make_plan: MakePlan | None = None) -> tuple[Arm, ...]:
     """The arms, fit to run. Raises: UsageError with every problem."""
     found = [*asked.refused, *asked.declared.problems()]
+    if asked.resume and asked.out is None:
+        found.append("--resume: continue which comparison? give its folder with --out")
+    if asked.price_per_device_hour is not None and asked.price_per_device_hour < 0:
+        found.append(f"--price-per-device-hour {asked.price_per_device_hour}: must not be negative")
     try:
         arms = read_arms(
             asked.recipe,
@@ -123,10 +130,6 @@ def arms_of(asked: Asked, make_plan: MakePlan | None = None) -> tuple[Arm, ...]:
         )
     except UsageError as error:
         raise UsageError(*found, *error.problems) from error
-    if asked.resume and asked.out is None:
-        found.append("--resume: continue which comparison? give its folder with --out")
-    if asked.price_per_device_hour is not None and asked.price_per_device_hour < 0:
-        found.append(f"--price-per-device-hour {asked.price_per_device_hour}: must not be negative")
     if found:
         raise UsageError(*found)
     return arms
@@ -175,10 +178,22 @@ def explain_arms(arms: Sequence[Arm], store: Store, steps: Steps, declared: Decl
     return found
 
 
+def fresh_guard(num_ranks: int | None) -> Guard:
+    """The parity guard, which trains both recipes again in processes of their own; what it has run is kept."""
+    from .guard import check_parity
+    from .guard_runs import FreshRuns
+
+    def check(baseline: Arm, arm: Arm, folder: Path) -> Sameness:
+        runs = FreshRuns(folder=folder, num_ranks=num_ranks)
+        return check_parity(baseline.recipe, arm.recipe, run=runs, plan=partial(plan_here, num_ranks=num_ranks))
+
+    return check
+
+
 def check_sameness(arms: Sequence[Arm], store: Store, guard: Guard, told: Told) -> dict[str, Sameness]:
     """What the guard finds out about each arm."""
     found: dict[str, Sameness] = {}
     for i, arm in enumerate(arms[1:]):
         told.progress(f"sameness: {arm.name}", i / max(1, len(arms) - 1), float("inf"))
-        found[arm.name] = guard(arms[0], arm, store.path / "sameness" / arm.name)
+        found[arm.name] = guard(arms[0], arm, store.path / "sameness")
     return found

@@ -36,6 +36,15 @@ class Sameness(Interface):
         """The finding in words."""
         ...
 
+    @property
+    def checked(self) -> bool:
+        """False if nothing is known, because a run came to no end."""
+        ...
+
+    def json(self) -> dict[str, Any]:
+        """All of it, as JSON holds it."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
@@ -105,10 +114,6 @@ class Results:
 
 def _arm_json(arm: ArmResult) -> dict[str, Any]:
     told = {key: value for key, value in vars(arm).items() if key not in ("verdict", "parity", "why")}
-    parity = arm.parity
-    said = None
-    if parity is not None:
-        said = {"tier": str(parity.tier), "passed": parity.passed, "sentence": parity.sentence}
     verdict = None
     if arm.verdict is not None:
         verdict = asdict(arm.verdict) | {"kind": str(arm.verdict.kind), "sentence": arm.verdict.sentence}
@@ -116,7 +121,7 @@ def _arm_json(arm: ArmResult) -> dict[str, Any]:
         **told,
         "may_claim": arm.may_claim,
         "verdict": verdict,
-        "parity": said,
+        "parity": arm.parity.json() if arm.parity else None,
         "why": asdict(arm.why) if arm.why else None,
     }
 

@@ -50,6 +50,8 @@ class Settings:
     """For the cost of a billion tokens."""
     profile: bool = True
     """Whether a profiled window of each arm says why."""
+    guard: bool = True
+    """Whether it is shown that each arm is the same training; without that no multiplier is claimed."""
 
     def asked(self, arms: tuple[ArmSpec, ...], refused: Sequence[str] = ()) -> Asked:
         """The same as a comparison, with what is wrong in it; refused: what was wrong before."""
@@ -83,6 +85,7 @@ class Settings:
             changes_workload=self.changes_workload,
             budget_s=budget_s,
             price_per_device_hour=self.price_per_device_hour,
+            guarded=self.guard,
             refused=tuple(found),
         )
 

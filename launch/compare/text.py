@@ -36,13 +36,17 @@ def sentence(arm: ArmResult) -> str:
     """The verdict on one arm, with a multiplier only if it is the same training."""
     if arm.failure:
         return f"failed, {arm.failure}"
-    if arm.parity is not None and not arm.parity.passed:
+    if _is_different(arm):
         return f"{_DIFFERENT}, whatever its speed"
     if arm.verdict is None:
         return "not measured"
     if arm.may_claim:
         return arm.verdict.sentence
     return f"{_bare(arm.verdict)}; no multiplier, because sameness was not checked"
+
+
+def _is_different(arm: ArmResult) -> bool:
+    return arm.parity is not None and arm.parity.checked and not arm.parity.passed
 
 
 def _bare(verdict: Verdict) -> str:
@@ -63,7 +67,7 @@ def speedup(arm: ArmResult) -> str | None:
 def _verdict(arm: ArmResult) -> str | None:
     if arm.failure:
         return f"failed: {arm.failure.split(':')[0]}"
-    if arm.parity is not None and not arm.parity.passed:
+    if _is_different(arm):
         return _DIFFERENT
     if arm.verdict is None:
         return None
@@ -73,7 +77,7 @@ def _verdict(arm: ArmResult) -> str | None:
 def _parity(arm: ArmResult) -> str | None:
     if arm.verdict is None and not arm.failure:
         return None
-    if arm.parity is None:
+    if arm.parity is None or not arm.parity.checked:
         return _NOT_CHECKED
     return f"{arm.parity.tier}: {'passed' if arm.parity.passed else 'failed'}"
 

@@ -98,7 +98,10 @@ def explain(before: Path, after: Path) -> Why:
 
 def explained(changes: "pl.DataFrame") -> Why:
     """The same, from the rows of `profiling.trace.difference`."""
-    on_host = bool((changes["operator"].fill_null("") == "").all())
+    on_host = all(
+        not row["operator"] and (row["part"] != "idle" or "no operator" in (row["name_before"], row["name_after"]))
+        for row in changes.rows(named=True)
+    )
     totals: dict[str, list[float]] = {}
     counts = [0.0, 0.0]
     for row in changes.rows(named=True):
@@ -110,7 +113,7 @@ def explained(changes: "pl.DataFrame") -> Why:
             if row["part"] in _KERNELS:
                 counts[place] += row[f"count_{side}"]
     groups = [Group(name=name, before_ms=old, after_ms=new) for name, (old, new) in totals.items()]
-    groups.sort(key=lambda each: -abs(each.change_ms))
+    groups.sort(key=lambda each: (-round(abs(each.change_ms), 6), each.name))
     return Why(
         sentence=_sentence(groups, counts, on_host=on_host),
         before_ms=sum(each.before_ms for each in groups),
