@@ -182,7 +182,7 @@ class Meter:
         """Whether some rank was asked to stop; for the steps between the logged ones, every few seconds of them."""
         if self.num_ranks == 1:
             return self.stop_requested()
-        if result.step % self._ask_every:
+        if result.step % self._ask_every or result.step == self._asked_step:  # `look` has asked in this very step
             return False
         step_s = (time.perf_counter() - self._asked_s) / max(1, result.step - self._asked_step)
         stops, step_s = self._sum(float(self.stop_requested()), step_s)
