@@ -1,3 +1,4 @@
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,3 +104,13 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_shares_are_percent_or_parts() -> None:
     assert share_of("1%", "--margin") == share_of("0.01", "--margin") == 0.01
+
+
+def test_the_experiment_in_the_docs_is_one(write: Callable[[str], Path], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "compare.md").read_text()
+    block = page.split("what it says:\n\n")[1].split("\n\nThe folder")[0]
+    (tmp_path / "mine.toml").write_text("")
+    settings, arms = read_experiment(write(textwrap.dedent(block)))
+    assert (settings.recipe, settings.pairs, settings.budget) == ("demo", 12, "30m")
+    assert [arm.name for arm in arms] == ["mine", "fused"]
+    assert settings.asked(arms).refused == ()
