@@ -1,6 +1,6 @@
 """A whole comparison, from recipe and arms to results: what the command runs, and what a program can call.
 
-results = compare(Asked(recipe="demo", arms=(ArmSpec(name="fused", changes=("strategies.adamw.fused=true",)),)))
+results = compare(Asked(recipe="demo", arms=(ArmSpec(name="bf16", changes=("strategies.amp={}",)),)))
 """
 
 from collections.abc import Callable, Mapping, Sequence

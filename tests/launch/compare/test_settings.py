@@ -1,13 +1,16 @@
+import re
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from stepladder.launch.compare.arms import ArmSpec
+from stepladder.launch.compare.arms import ArmSpec, parse_arm, read_arms
 from stepladder.launch.compare.declared import seconds_of, share_of
 from stepladder.launch.compare.settings import Settings, is_experiment, read_experiment
 from stepladder.launch.errors import UsageError
+from stepladder.launch.plan import make_plan
 
 FILE = """
 recipe = "tiny.toml"
@@ -21,7 +24,7 @@ file = "other.toml"
 shipped = "demo"
 
 [arms.fused]
-strategies.adamw.fused = true
+strategies.adamw.implementation = "foreach"
 
 [arms.many]
 batch.microbatch_size = 8
@@ -46,7 +49,7 @@ def test_a_file_says_what_the_options_say(write: Callable[[str], Path], tmp_path
     assert arms == (
         ArmSpec(name="file", recipe=str(tmp_path / "other.toml")),
         ArmSpec(name="shipped", recipe="demo"),
-        ArmSpec(name="fused", changes=("strategies.adamw.fused=true",)),
+        ArmSpec(name="fused", changes=('strategies.adamw.implementation="foreach"',)),
         ArmSpec(name="many", changes=("batch.microbatch_size=8", "strategies.ac={}")),
     )
     asked = settings.asked(arms)
@@ -112,5 +115,15 @@ def test_the_experiment_in_the_docs_is_one(write: Callable[[str], Path], tmp_pat
     (tmp_path / "mine.toml").write_text("")
     settings, arms = read_experiment(write(textwrap.dedent(block)))
     assert (settings.recipe, settings.pairs, settings.budget) == ("demo", 12, "30m")
-    assert [arm.name for arm in arms] == ["mine", "fused"]
+    assert [arm.name for arm in arms] == ["mine", "foreach"]
     assert settings.asked(arms).refused == ()
+    read_arms(settings.recipe, arms[1:], partial(make_plan, num_gpus=0))
+
+
+def test_arms_on_the_page_are_arms_of_the_demo() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "compare.md").read_text()
+    (line,) = re.findall(r"stepladder compare demo (--arm .*) --budget 30m", page)
+    specs = [parse_arm(each) for each in line.split() if each != "--arm"]
+    assert len(read_arms("demo", specs, partial(make_plan, num_gpus=0))) == 3
+    (code,) = re.findall(r"foreach = (ArmSpec\(.*\))\n", page)
+    read_arms("demo", [eval(code, {"ArmSpec": ArmSpec})], partial(make_plan, num_gpus=0))
