@@ -97,7 +97,7 @@ def _compare(
     )
     outcome = experiment.run()
     alive = [arm for arm in arms if arm.name not in outcome.failed]
-    reasons = explain_arms(alive, store, outcome.steps, asked.declared, told) if asked.declared.profile else {}
+    reasons = explain_arms(alive, experiment, outcome.steps) if asked.declared.profile else {}
     guard = guard or fresh_guard(asked.declared.ranks)
     parity = check_sameness(alive, store, guard, told) if asked.guarded else {}
     results = collect(
@@ -151,10 +151,11 @@ def _segment(
     return run_segment(arm, folder, steps, keep_log_every=keep_log_every, num_ranks=num_ranks, timeout_s=timeout_s)
 
 
-def explain_arms(arms: Sequence[Arm], store: Store, steps: Steps, declared: Declared, told: Told) -> dict[str, Why]:
+def explain_arms(arms: Sequence[Arm], experiment: Experiment, steps: Steps) -> dict[str, Why]:
     """Profile each arm once, and say of each what makes it different from the baseline; what is known is kept."""
     from ...profiling.errors import TraceError
 
+    store, told, num_ranks = experiment.store, experiment.told, experiment.declared.ranks
     found: dict[str, Why] = {}
     for i, arm in enumerate(arms):
         folder, file = store.path / "why" / arm.name, store.path / "why" / f"{arm.name}.json"
@@ -163,7 +164,8 @@ def explain_arms(arms: Sequence[Arm], store: Store, steps: Steps, declared: Decl
             continue
         if not any(traces_of(folder).glob("*.json.gz")):
             told.progress(f"profile: {arm.name}", i / len(arms), float("inf"))
-            ended = profile_arm(arm, folder, skip=steps.max_warmup, num_ranks=declared.ranks)
+            timeout_s = experiment.patience_s(arm.name)
+            ended = profile_arm(arm, folder, skip=steps.max_warmup, num_ranks=num_ranks, timeout_s=timeout_s)
             if ended.code != ExitCode.DONE:
                 told.say(f"note: no profile of {arm.name}: {ended.reason or 'the run failed'}")
                 continue

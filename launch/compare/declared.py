@@ -1,5 +1,6 @@
 """What is fixed before the first segment: it cannot be changed once something is known of the result."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from .. import run_folder
@@ -85,10 +87,21 @@ def machine() -> dict[str, Any]:
         "host": socket.gethostname(),
         "processor": run_folder.processor(),
         "cores": os.cpu_count(),
+        "gpus": _gpus(),
         "torch": version("torch"),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
+
+
+def _gpus(folder: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """Models of the GPUs, as the driver tells them without being started."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*/information")):
+        with contextlib.suppress(OSError):
+            lines = path.read_text(errors="replace").splitlines()
+            found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model")]
+    return found
 
 
 def identity(arms: Sequence[Arm], declared: Declared, here: Mapping[str, Any]) -> dict[str, Any]:

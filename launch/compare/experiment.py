@@ -31,6 +31,8 @@ _LONGEST_WARMUP = 4 * MIN_WARMUP_STEPS
 _MOST_STEPS = 2000
 _PATIENCE = 10.0
 _LEAST_TIMEOUT_S = 300.0
+_LEAST_PILOT_TIMEOUT_S = 1800.0
+"""A first compilation may take that long."""
 
 
 class Measure(Interface):
@@ -112,14 +114,20 @@ class Experiment:
 
     def _get(self, place: Place, arm: Arm, steps: Steps, *, share: float = 0.0, left_s: float = math.inf) -> Measured:
         """A segment, from disk or measured now; a failure of it is counted."""
-        pilot = self.store.measured.get(Place(phase="pilot", round=0, arm=arm.name))
-        timeout_s = max(_LEAST_TIMEOUT_S, _PATIENCE * pilot.seconds) if pilot else None
+        timeout_s = self.patience_s(arm.name)
         if place not in self.store.measured:
             self.told.progress(f"{place.phase} {place.round + 1}: {place.arm}", share, left_s)
         found = self.store.get(place, lambda folder: self.measure(arm, folder, steps, timeout_s=timeout_s))
         if found.failure:
             self.told.say(f"{place.phase} {place.round + 1}: {place.arm} failed, {found.failure}: {found.reason}")
         return found
+
+    def patience_s(self, arm: str) -> float | None:
+        """How long a segment may take: by the pilot of its arm, else that of the baseline, else by the budget."""
+        for name, least_s in ((arm, _LEAST_TIMEOUT_S), (BASELINE, _LEAST_PILOT_TIMEOUT_S)):
+            if pilot := self.store.measured.get(Place(phase="pilot", round=0, arm=name)):
+                return max(least_s, _PATIENCE * pilot.seconds)
+        return self.budget_s
 
     def _pilots(self) -> None:
         """Run every arm once without counting it: caches fill, impossible arms fall out, durations become known."""
@@ -267,9 +275,10 @@ class Experiment:
     def _judge(self, verdicts: dict[str, Verdict], calibration: Calibration, done: int, *, over: bool) -> None:
         """Renew the verdict on every arm that is not decided; all of them share the error."""
         medians = {
-            Slot(round=place.round, arm=place.arm): found.segment.median_s
+            # Of a token, which is the same as of a step unless an arm was declared to take more tokens in one.
+            Slot(round=place.round, arm=place.arm): found.segment.median_s / found.times.tokens_per_step
             for place, found in self.store.measured.items()
-            if place.phase == "pair" and place.round < done and found.segment
+            if place.phase == "pair" and place.round < done and found.segment and found.times
         }
         differences = {name: log_differences(medians, baseline=BASELINE, candidate=name) for name in self.names[1:]}
         found = judge(differences, self.declared.protocol, calibration, over=over)

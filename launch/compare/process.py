@@ -72,8 +72,9 @@ def run_recipe(
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            end_tree(process.pid)
-            process.wait()
+            if process.poll() is None:  # else the number may be that of a stranger by now
+                end_tree(process.pid)
+                process.wait()
     ended = run_folder.read_exit(folder / "run")
     return Ended(
         code=code,

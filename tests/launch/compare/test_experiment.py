@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from stepladder.launch.compare.arms import Arm, parse_arm
 from stepladder.launch.compare.comparison import Asked, compare
 from stepladder.launch.compare.declared import Declared
 from stepladder.launch.compare.estimate import summarise
-from stepladder.launch.compare.experiment import ExperimentError, Told
+from stepladder.launch.compare.experiment import ExperimentError, Measure, Told
 from stepladder.launch.compare.judge import Kind
 from stepladder.launch.compare.results import Results
 from stepladder.launch.compare.segment import Measured, Steps
@@ -88,7 +89,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tiny: Path, tmp_path: Path) -> Callable[..., Results]:
     """`run(machine, arms, ...)`: a comparison in a folder of its own."""
 
-    def call(machine: Machine, arms: Sequence[str] = ARMS, *, told: Told | None = None, **more: object) -> Results:
+    def call(machine: Measure, arms: Sequence[str] = ARMS, *, told: Told | None = None, **more: object) -> Results:
         specs = tuple(map(parse_arm, arms))
         options = {"declared": declared(), "out": tmp_path / "out", "guarded": False, **more}
         asked = Asked(recipe=str(tiny), arms=specs, **options)  # type: ignore[arg-type]
@@ -263,9 +264,24 @@ def test_windows_are_as_long_as_the_fastest_arm_needs(run: Callable[..., Results
 
 def test_a_hanging_segment_is_ended_by_what_the_pilot_took(run: Callable[..., Results]) -> None:
     machine = Machine(seconds=50.0)
-    run(machine)
-    assert machine.timeouts[:4] == [None] * 4
+    run(machine, budget_s=9000.0)
+    assert machine.timeouts[:4] == [9000.0] + [1800.0] * 3
     assert set(machine.timeouts[4:]) == {500.0}
+
+
+def test_arms_with_more_tokens_in_a_step_are_held_against_each_other_by_the_token(run: Callable[..., Results]) -> None:
+    def measure(arm: Arm, folder: Path, steps: Steps, *, timeout_s: float | None) -> Measured:
+        found = machine(arm, folder, steps, timeout_s=timeout_s)
+        assert found.times is not None
+        return replace(found, times=replace(found.times, tokens_per_step=arm.plan.tokens_per_step))
+
+    machine = Machine(factors={"baseline": 1.0, "double": 1.6})  # twice the tokens in 1.6 times the time
+    results = run(measure, ("double=batch.microbatch_size=8",), changes_workload=("batch.microbatch_size",))
+    double = results.arms[1]
+    assert double.verdict is not None
+    assert double.verdict.kind is Kind.FASTER
+    assert double.verdict.ratio == pytest.approx(0.8, rel=0.01)
+    assert double.tokens_per_s == pytest.approx(256 / 0.16, rel=0.01)
 
 
 @pytest.mark.parametrize(("budget_s", "said"), [(15.0, "shorter than one pair"), (500.0, r"allows 7 pairs|allows \d")])
