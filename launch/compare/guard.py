@@ -22,6 +22,7 @@ from typing import Any
 from ...strategies.changes import Changes
 from ..errors import UsageError
 from ..plan import Plan, plan_here
+from ..recipe import recipe_hash
 from ..schema import Recipe
 from ..testimony import Testimony
 from .guard_bias import ALPHA, LIMITS, NUM_LOOKS, Bias, biases
@@ -128,7 +129,7 @@ class _Guard:
         own = precision(self.arm.recipe, self.arm.run())
         if problem := self.refused(before) or self.refused(after):
             checks.append(Check(what=f"runs at float32 that are refused ({problem})", found=1, allowed=0))
-        elif before != after:
+        elif recipe_hash(before) != recipe_hash(after):
             base, arm = self._pair(before, after)
             checks += near(base, arm, self._run(before, "baseline", backwards=True))
         if own is not Changes.NOTHING:

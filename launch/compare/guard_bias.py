@@ -3,20 +3,26 @@
 [Note: the bias test]
 Narrow numbers move every step's loss a little, up as often as down. What must not be is a drift to one side. So both
 arms are trained from the same weights on the same data, for several seeds, and each seed gives one difference: the mean
-of ln(loss of the arm / loss of the baseline) over the second half of the steps. The burden of proof is on sameness: the
-arm passes if the whole confidence interval of the mean lies within a margin (two one-sided t-tests), so an arm whose
-bias is the margin or more passes in at most `ALPHA` of the cases, however few the seeds. The margin is twice the
-deviation that the baseline's own seeds show (the A/A band), less than what another seed would often do, but between two
-fixed limits. The same is asked of the length of the gradients and of the way that the weights have gone, which tell a
-wrong scale or rate that the loss shows late; all three must pass, so the error is not larger. There are two looks, each
-with half of the error: at `seeds`, and if that did not decide, at twice as many.
-Limits of the loss: 0.05 to 0.5 % for 16 bits; 0.25 to 1 % for fewer, where DeepSeek-V3 (arXiv:2412.19437) reports less
-than 0.25 % for FP8 against BF16.
+of ln(loss of the arm / loss of the baseline) over the second half of the steps. Its mean over seeds has an interval of
+Student's t, and the burden of proof is on sameness:
+
+- it fails if the interval lies beyond what is negligible: a bias was found;
+- it passes if the whole interval lies within a margin (two one-sided tests), so that an arm whose bias is the margin or
+  more passes in at most `ALPHA` of the cases, however few the seeds. The margin is twice the deviation that the
+  baseline's own seeds show (the A/A band), less than what another seed would often do; but at least what is negligible,
+  and no more than ten times that;
+- else there is a second look at twice as many seeds. Each look has half of the error.
+
+The same is asked of the length of the gradients, and of the way that the weights have gone: they tell a wrong scale or
+rate, which the loss shows late. All must pass, so the error is no larger. A training that amplifies rounding much, with
+a high learning rate and small batches, has wide intervals; they are printed.
+Negligible is 0.05 % of the loss for 16 bits, and 0.25 % for fewer, below which DeepSeek-V3 (arXiv:2412.19437) reports
+FP8 to be of BF16.
 """
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,23 +33,24 @@ from .quantiles import student_quantile, student_tail
 
 ALPHA = 0.05
 NUM_LOOKS = 2
+_MOST = 10.0
+"""Times what is negligible, beyond which no bias is allowed, whatever seeds do."""
 _BAND = 2.0
-"""Deviations of the baseline's seeds by which the loss may be off."""
+"""Deviations of the baseline's seeds by which an arm may be off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Largest relative biases that count as none."""
+    """Relative biases that count as none."""
 
-    loss: tuple[float, float]
-    """Between them lies what another seed does."""
+    loss: float
     grad_norm: float
     update: float
 
 
 LIMITS = {
-    Changes.PRECISION: Limits(loss=(5e-4, 5e-3), grad_norm=0.02, update=0.01),
-    Changes.LOW_PRECISION: Limits(loss=(2.5e-3, 1e-2), grad_norm=0.05, update=0.03),
+    Changes.PRECISION: Limits(loss=5e-4, grad_norm=0.02, update=0.01),
+    Changes.LOW_PRECISION: Limits(loss=2.5e-3, grad_norm=0.05, update=0.03),
 }
 
 
@@ -55,20 +62,23 @@ class Bias:
     mean: float
     reach: float
     """Half the confidence interval."""
+    negligible: float
+    """Whatever is shown to be larger fails."""
     margin: float
+    """Whatever is shown to be smaller passes."""
     sd: float
     """Between seeds."""
     num_seeds: int
 
     @property
     def shown(self) -> bool:
-        """Whether the bias is shown to be smaller than the margin."""
-        return abs(self.mean) + self.reach < self.margin
+        """Whether the bias is shown to be smaller than the margin, and none was found."""
+        return abs(self.mean) + self.reach < self.margin and not self.refuted
 
     @property
     def refuted(self) -> bool:
-        """Whether it is shown to be larger."""
-        return abs(self.mean) - self.reach > self.margin
+        """Whether it is shown to be larger than what is negligible."""
+        return abs(self.mean) - self.reach > self.negligible
 
     @property
     def passes_if_unbiased(self) -> float:
@@ -81,20 +91,22 @@ class Bias:
     @property
     def sentence(self) -> str:
         """The bias in words and figures."""
-        return f"{self.what} {100 * self.mean:+.3f} ± {100 * self.reach:.3f} % (allowed ± {100 * self.margin:.3f} %)"
+        allowed = self.negligible if self.refuted else self.margin
+        return f"{self.what} {100 * self.mean:+.3f} ± {100 * self.reach:.3f} % (allowed ± {100 * allowed:.3f} %)"
 
 
 def biases(pairs: Sequence[tuple[Testimony, Testimony]], limits: Limits, *, alpha: float) -> Iterator[Bias]:
     """The biases of an arm from pairs of a baseline and an arm, one for each seed, two at least."""
-    band = _BAND * statistics.stdev(statistics.fmean(map(math.log, tail(base.losses))) for base, _ in pairs)
-    losses = [_mean_log_ratio(tail(base.losses), tail(arm.losses)) for base, arm in pairs]
-    least, most = limits.loss
-    yield _bias("loss", losses, min(max(band, least), most), alpha)
-    norms = [_norm_ratio(base, arm) for base, arm in pairs]
-    if known := [each for each in norms if each is not None]:
-        yield _bias("length of the gradient", known, limits.grad_norm, alpha)
-    updates = [_log_ratio(update_length(base), update_length(arm)) for base, arm in pairs]
-    yield _bias("length of the update", updates, limits.update, alpha)
+    bases, arms = zip(*pairs, strict=True)
+    looked_at: list[tuple[str, Callable[[Testimony], float], float]] = [
+        ("loss", _mean_log_loss, limits.loss),
+        ("length of the gradient", _log_norm, limits.grad_norm),
+        ("length of the update", lambda each: _log(update_length(each)), limits.update),
+    ]
+    unknown = any(norm is None for each in (*bases, *arms) for norm in each.grad_norms)
+    for what, of, limit in looked_at:
+        if of is not _log_norm or not unknown:
+            yield _bias(what, list(map(of, bases)), list(map(of, arms)), limit, alpha)
 
 
 def tail(values: Sequence[Any]) -> Sequence[Any]:
@@ -102,27 +114,26 @@ def tail(values: Sequence[Any]) -> Sequence[Any]:
     return values[len(values) // 2 :]
 
 
-def _bias(what: str, values: Sequence[float], margin: float, alpha: float) -> Bias:
-    """A bias from its value for each seed; what is not finite is infinite."""
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return Bias(what=what, mean=math.inf, reach=math.inf, margin=margin, sd=math.inf, num_seeds=len(values))
-    sd = statistics.stdev(values)
-    reach = student_quantile(alpha, len(values) - 1) * sd / math.sqrt(len(values))
-    return Bias(what=what, mean=statistics.fmean(values), reach=reach, margin=margin, sd=sd, num_seeds=len(values))
+def _bias(what: str, before: Sequence[float], after: Sequence[float], negligible: float, alpha: float) -> Bias:
+    """A bias from logarithms for each seed, two at least, without and with it; what is not finite is infinite."""
+    told: dict[str, Any] = {"what": what, "negligible": negligible, "num_seeds": len(before)}
+    if not all(map(math.isfinite, (*before, *after))):
+        return Bias(mean=math.inf, reach=0.0, sd=math.inf, margin=negligible, **told)
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    sd = statistics.stdev(differences)
+    reach = student_quantile(alpha, len(differences) - 1) * sd / math.sqrt(len(differences))
+    margin = min(max(_BAND * statistics.stdev(before), negligible), _MOST * negligible)
+    return Bias(mean=statistics.fmean(differences), reach=reach, sd=sd, margin=margin, **told)
 
 
-def _mean_log_ratio(before: Sequence[float], after: Sequence[float]) -> float:
-    ratios = [_log_ratio(a, b) for a, b in zip(before, after, strict=True)]
-    return statistics.fmean(ratios) if all(map(math.isfinite, ratios)) else math.inf
+def _mean_log_loss(testimony: Testimony) -> float:
+    return statistics.fmean(map(_log, tail(testimony.losses)))
 
 
-def _norm_ratio(baseline: Testimony, arm: Testimony) -> float | None:
-    """Median, for a single spike of one of the two says nothing of a scale; None if nobody knows them."""
-    pairs = zip(baseline.grad_norms, arm.grad_norms, strict=True)
-    known = [_log_ratio(a, b) for a, b in pairs if a is not None and b is not None]
-    return statistics.median(known) if known else None
+def _log_norm(testimony: Testimony) -> float:
+    """Of the median over the steps, for a single spike says nothing of a scale."""
+    return _log(statistics.median(norm for norm in testimony.grad_norms if norm is not None))
 
 
-def _log_ratio(before: float, after: float) -> float:
-    good = 0 < before < math.inf and 0 < after < math.inf
-    return math.log(after / before) if good else math.inf
+def _log(value: float) -> float:
+    return math.log(value) if 0 < value < math.inf else math.inf

@@ -83,6 +83,27 @@ def test_an_error_in_the_arm_makes_it_another_training(error: str, change: str) 
     assert found.sentence.startswith("not the same training: ")
 
 
+def test_bf16_passes_the_bias_test() -> None:
+    found = guard(recipe(amp={}))
+    assert (found.tier, found.passed) == (Tier.BIAS, True), found.sentence
+    assert {bias.what for bias in found.biases} == {"loss", "length of the gradient", "length of the update"}
+    assert "of 4 seeds" in found.sentence or "of 8 seeds" in found.sentence
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_beside_bf16_is_found_before_any_seed_is_spent(error: str) -> None:
+    asked: list[Task] = []
+    found = guard(recipe(amp={}), tamper=ERRORS[error], asked=asked)
+    assert not found.passed
+    assert {task.num_steps for task in asked} == {EFFORT.num_steps}
+
+
+def test_an_error_that_begins_later_is_found_over_seeds() -> None:
+    found = guard(recipe(amp={}), tamper=faster_learning(1.3, after=EFFORT.num_steps))
+    assert not found.passed
+    assert [bias.what for bias in found.biases if bias.refuted][-1:] == ["length of the update"]
+
+
 def test_the_learning_rate_is_another_training_by_declaration_and_nothing_is_run() -> None:
     asked: list[Task] = []
     found = guard(recipe(adamw={"learning_rate": 1.02e-2}), asked=asked)
