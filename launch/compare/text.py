@@ -1,5 +1,6 @@
 """The result of a comparison for a terminal. No multiplier is printed without the tier of sameness that it passed."""
 
+import math
 from collections.abc import Callable, Iterator
 
 from .judge import Kind, Verdict
@@ -7,6 +8,8 @@ from .results import ArmResult, Results
 
 _NOT_CHECKED = "not checked"
 _DIFFERENT = "not the same training"
+_CREDIBLE = 1.5
+"""Factor by which the ratio of profiled steps may differ from that of measured ones; profiling itself costs time."""
 
 Cell = Callable[[ArmResult], str | None]
 
@@ -26,7 +29,7 @@ def table(results: Results) -> Iterator[str]:
     for arm in results.arms[1:]:
         yield f"{arm.name}: {sentence(arm)}"
         if arm.why:
-            yield f"  why: {arm.why.sentence} (under the profiler)"
+            yield f"  why: {arm.why.sentence} (under the profiler){_doubt(results.arms[0], arm)}"
         if arm.parity:
             yield f"  sameness, {arm.parity.tier}: {arm.parity.sentence}"
     yield from _notes(results)
@@ -52,6 +55,17 @@ def _is_different(arm: ArmResult) -> bool:
 def _bare(verdict: Verdict) -> str:
     said = f"{verdict.kind} over {verdict.num_pairs} pairs"
     return said if verdict.p_value is None else f"{said}, p = {verdict.p_value:.2g}"
+
+
+def _doubt(baseline: ArmResult, arm: ArmResult) -> str:
+    """A warning if the profiled steps say something else than the measured ones: three steps are easily disturbed."""
+    why = arm.why
+    if why is None or not (baseline.step_s and arm.step_s and why.before_ms and why.after_ms):
+        return ""
+    measured, profiled = arm.step_s / baseline.step_s, why.after_ms / why.before_ms
+    if abs(math.log(profiled / measured)) <= math.log(_CREDIBLE):
+        return ""
+    return f"; its steps took {why.before_ms:.1f} -> {why.after_ms:.1f} ms, unlike the measured ones: do not trust it"
 
 
 def speedup(arm: ArmResult) -> str | None:

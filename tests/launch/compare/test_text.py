@@ -16,7 +16,7 @@ from stepladder.launch.compare.why import Why
 
 QUIET = Calibration(pair_sd=0.002, num_pairs=8, source="test")
 VERDICT = judge({"fast": [-0.2, -0.201, -0.199, -0.2]}, Protocol(), QUIET)["fast"]
-WHY = Why(sentence="Idle 9 -> 1 ms", before_ms=10, after_ms=2, kernels_before=1, kernels_after=1, groups=())
+WHY = Why(sentence="Idle 9 -> 1 ms", before_ms=10, after_ms=8, kernels_before=1, kernels_after=1, groups=())
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ def test_a_multiplier_stands_beside_its_interval_its_tier_and_its_verdict() -> N
     assert "why: Idle 9 -> 1 ms" in said
     assert "81.90" in row
     assert "12,210" in row
+
+
+def test_reasons_from_disturbed_steps_are_doubted() -> None:
+    disturbed = replace(WHY, before_ms=100.0, after_ms=200.0)
+    assert "do not trust it" not in text(replace(FAST, why=replace(WHY, before_ms=100.0, after_ms=85.0)))
+    assert "its steps took 100.0 -> 200.0 ms, unlike the measured ones" in text(replace(FAST, why=disturbed))
 
 
 def test_columns_that_nothing_is_known_of_are_left_out() -> None:
