@@ -479,6 +479,7 @@ def test_memory_shows_the_peak_then_the_point_that_is_looked_at_then_another_dev
     page.press("End")
     assert text_of(page, "#memory .readout").startswith("2.000 GiB allocated")
     assert "step 8" in text_of(page, "#memory .readout")
+    page.run("document.documentElement.style.scrollBehavior = 'auto'")  # the focus scrolls, smoothly
     box = page.box("#memory canvas")
     page.mouse("mouseMoved", box["x"] + 90, box["y"] + 100)
     assert text_of(page, "#memory .readout").startswith("3.000 GiB")
