@@ -27,7 +27,7 @@ from ..schema import Recipe
 from ..testimony import Testimony
 from .guard_bias import ALPHA, LIMITS, NUM_LOOKS, Bias, biases
 from .guard_checks import Check, exact, narrow, near
-from .guard_claims import Claim, at_float32, differences, precision, to_be_run
+from .guard_claims import Claim, at_float32, differences, precision, shallow, to_be_run
 from .guard_runs import Role, RunError, Task, Train
 
 
@@ -125,8 +125,10 @@ class _Guard:
     def _near(self) -> tuple[Check, ...]:
         """At float32, and at their own precision if they compute with narrower numbers."""
         before, after = at_float32(self.baseline.recipe), at_float32(self.arm.recipe)
+        if not (self.refused(shallow(before)) or self.refused(shallow(after))):
+            before, after = shallow(before), shallow(after)
         checks: list[Check] = []
-        own = precision(self.arm.recipe, self.arm.run())
+        own = max(precision(plan.recipe, plan.run()) for plan in (self.baseline, self.arm))
         if problem := self.refused(before) or self.refused(after):
             checks.append(Check(what=f"runs at float32 that are refused ({problem})", found=1, allowed=0))
         elif recipe_hash(before) != recipe_hash(after):

@@ -37,7 +37,8 @@ class Check:
     @property
     def sentence(self) -> str:
         """The check in words and figures."""
-        return f"{self.what}{f' of {self.where}' if self.where else ''} {self.found:.1e} (allowed {self.allowed:.1e})"
+        where = f" ({self.where})" if self.where else ""
+        return f"{self.what}{where}: {self.found:.2g}, allowed {self.allowed:.2g}"
 
 
 @dataclass(frozen=True, kw_only=True)

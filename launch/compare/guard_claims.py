@@ -28,6 +28,7 @@ _OUTSIDE_STRATEGIES: Mapping[str, Changes] = {
 }
 """Tables and keys beside the strategies; what is not named changes the algorithm."""
 _ENDLESS = 1 << 30
+PROXY_LAYERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,14 @@ def at_float32(recipe: Recipe) -> Recipe:
         narrow = [key for key in usual if _narrows(may.rule(key))]
         kept[name] = None if off else replace(strategy, **{key: usual[key] for key in narrow})
     return replace(recipe, strategies=replace(recipe.strategies, **kept))
+
+
+def shallow(recipe: Recipe) -> Recipe:
+    """The recipe with few enough blocks for float32: all are alike, so a few show what rounding does."""
+    decoder = recipe.model.decoder
+    if decoder is None or decoder.num_layers <= PROXY_LAYERS:
+        return recipe
+    return replace(recipe, model=replace(recipe.model, decoder=replace(decoder, num_layers=PROXY_LAYERS)))
 
 
 def _narrows(rule: Any) -> bool:

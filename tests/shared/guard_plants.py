@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from stepladder.launch import session
@@ -127,7 +128,10 @@ def planted(tamper: Tamper) -> Any:
 
 @dataclass(frozen=True)
 class InProcess:
-    """Runs of one rank in this process, the arm's tampered with. Counts what it is asked for in `asked`."""
+    """Runs in this process, or on all the ranks of its group, the arm's tampered with.
+
+    Counts what it is asked for in `asked`. Runs of baselines are kept, for many checks share them.
+    """
 
     tamper: Tamper = none
     asked: Any = None
@@ -137,7 +141,7 @@ class InProcess:
             self.asked.append(task)
         if task.role == "arm":
             return _run(task, self.tamper)
-        kept = _untouched()  # runs of baselines, which many checks share
+        kept = _untouched()
         key = recipe_hash(task.recipe), task.num_steps, task.backwards
         if key not in kept:
             kept[key] = _run(task, none)
@@ -151,19 +155,26 @@ def _untouched() -> dict[Any, Testimony]:
 
 def _run(task: Task, tamper: Tamper) -> Testimony:
     torch.set_num_threads(1)
-    plan = make_plan(task.recipe, num_gpus=0, num_ranks=1, started=True)
+    rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    plan = make_plan(task.recipe, num_gpus=0, num_ranks=num_ranks, started=True)
     with tempfile.TemporaryDirectory() as made, contextlib.redirect_stdout(io.StringIO()), planted(tamper):
-        path = Path(made) / "testimony.json"
+        shared = [made]
+        if num_ranks > 1:
+            dist.broadcast_object_list(shared)
+        path = Path(shared[0]) / "testimony.json"
         session.Session(
             plan=plan,
-            ranks=Ranks(rank=0, local_rank=0, num_ranks=1),
+            ranks=Ranks(rank=rank, local_rank=rank, num_ranks=num_ranks),
             device=torch.device("cpu"),
             folder=Path(made),
             stop=StopRequest(),
             command=[],
             instruments=Instruments(stop_after=task.num_steps, witness=path, backwards=task.backwards),
         ).run(resume=False)
-        return Testimony.read(path)
+        told = Testimony.read(path)
+        if num_ranks > 1:
+            dist.barrier()  # before the folder goes
+        return told
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def test_tokens_per_step_the_seed_and_the_model_are_another_training() -> None:
 
 def test_a_difference_of_the_bits_names_the_first_step_that_has_one() -> None:
     found = guard(recipe(ac={}), tamper=stale_weight_once)
-    assert "losses that differ of step 6 on" in found.sentence, found.sentence
+    assert "losses that differ (step 6 on): 3, allowed 0" in found.sentence, found.sentence
 
 
 def test_at_float32_a_recipe_keeps_everything_but_its_precision() -> None:
@@ -136,6 +136,15 @@ def test_at_float32_a_recipe_keeps_everything_but_its_precision() -> None:
     assert at_float32(sharded).strategies.fsdp2 == replace(
         sharded.strategies.fsdp2, param_dtype="float32", reduce_dtype="float32"
     )
+
+
+def test_a_deep_model_is_checked_with_a_few_of_its_blocks_but_keeps_its_depth_where_bits_count() -> None:
+    deep = BASE | {"model": {"decoder": BASE["model"]["decoder"] | {"num_layers": 6}}}
+    for strategies, depth in (({"chunked_loss": {}}, 4), ({"ac": {}}, 6)):
+        asked: list[Task] = []
+        arm = parse(deep | {"strategies": BASE["strategies"] | strategies}, {})
+        assert guard(arm, baseline=parse(deep, {}), asked=asked).passed
+        assert {task.recipe.model.chosen.num_layers for task in asked} == {depth}
 
 
 def test_every_difference_is_a_claim_with_its_key() -> None:
