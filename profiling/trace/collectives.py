@@ -95,7 +95,7 @@ def _of_device(trace: Trace) -> pl.DataFrame:
         titled=pl.Series(enclosing(launches, titled)),
     )
     covered = np.zeros(len(kernels), dtype=np.int64)
-    compute = trace.of(Kind.COMPUTE)
+    compute = trace.of(Kind.COMPUTE, "ts", "dur", "device")
     start, dur = kernels["ts"].to_numpy(), kernels["dur"].to_numpy()
     for device in kernels["device"].unique().to_list():
         mine = (kernels["device"] == device).to_numpy()
@@ -132,7 +132,7 @@ def _of_host(trace: Trace) -> pl.DataFrame:
 def _ranges(trace: Trace, pattern: str) -> pl.DataFrame:
     """Operators and annotations whose names match."""
     kinds = (Kind.OPERATOR, Kind.ANNOTATION)
-    return pl.concat([trace.of(kind).filter(trace.named(pattern)) for kind in kinds]).sort("row")
+    return trace.events.filter(trace.named(pattern)).filter(pl.col("kind").is_in([kind.value for kind in kinds]))
 
 
 def _described(trace: Trace, rows: pl.DataFrame) -> pl.DataFrame:

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from ..errors import TraceError
 from .cache import load_cached, save_cached
+from .heap import give_back
 from .load import Progress, read_trace
 from .source import Limits
 from .tables import Trace, job_of
@@ -98,9 +99,8 @@ def open_trace(
     if reading.cache and (kept := load_cached(path, detail=reading.detail)):
         return kept
     trace = read_trace(path, detail=reading.detail, limits=reading.limits, num_threads=num_threads, progress=progress)
-    if reading.cache:
-        trace = save_cached(trace)
-    return trace
+    give_back()
+    return save_cached(trace) if reading.cache else trace
 
 
 def for_each(

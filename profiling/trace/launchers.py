@@ -15,17 +15,30 @@ from .tables import Trace, once
 
 @once
 def launch_calls(trace: Trace) -> pl.DataFrame:
-    """Calls that started work, by start, one for each correlation: of several the first, which contains the others."""
-    calls = trace.of(Kind.LAUNCH).filter(pl.col("correlation") > 0)
-    order, first = _firsts(calls["correlation"].to_numpy())
-    return calls if first.all() else calls[np.sort(order[first])]
+    """Calls that started work, by start, one for each correlation: of several the first, which contains the others.
+
+    row, ts, dur, name, track, correlation.
+    """
+    correlation = trace.of(Kind.LAUNCH, "correlation")["correlation"].to_numpy()
+    started = np.sort(trace.device["correlation"].to_numpy(), kind="stable")
+    known = np.flatnonzero((correlation > 0) & _among(correlation, started))
+    order, first = _firsts(correlation[known])
+    known = np.sort(known[order[first]], kind="stable")
+    return trace.of(Kind.LAUNCH, "row", "ts", "dur", "name", "track", "correlation")[known]
+
+
+def _among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Which values are in another, sorted array."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
 
 
 @once
 def _by_correlation(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     """Correlations of `launch_calls` in order, and the places of their calls."""
     correlation = launch_calls(trace)["correlation"].to_numpy()
-    order, _ = _firsts(correlation)
+    order = np.argsort(correlation, kind="stable").astype(np.int32)
     return correlation[order], order
 
 
@@ -65,7 +78,7 @@ def launchers(trace: Trace, kernels: pl.DataFrame | None = None) -> pl.DataFrame
         launch_dur=calls["dur"].gather(at),
         track=calls["track"].gather(at),
     )
-    operators = trace.of(Kind.OPERATOR)
+    operators = trace.of(Kind.OPERATOR, "row", "ts", "dur", "track", "external")
     around = pl.Series(enclosing(found, operators))
     lost = found.filter((around < 0) & (pl.col("external") >= 0))
     named = operators.join(lost, on="external", how="semi").sort("row").unique("external", keep="first")
@@ -104,7 +117,7 @@ def parents(end: np.ndarray) -> np.ndarray:
 
     Every pointer starts at the predecessor and jumps along the pointers of what it skips, which doubles its reach.
     """
-    around = np.arange(-1, len(end) - 1)
+    around = np.arange(-1, len(end) - 1, dtype=np.int32)
     while True:
         short = np.flatnonzero((around >= 0) & (end[around] < end))
         if not len(short):

@@ -16,7 +16,7 @@ def moments_of(*times: np.ndarray, first: int, last: int) -> np.ndarray:
 
 
 def innermost_at(start: np.ndarray, end: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Index of the range that began last among those open at each moment, or `NONE`; int64.
+    """Index of the range that began last among those open at each moment, or `NONE`; whole numbers.
 
     `start` increases; of ranges that start together the later in the list is the inner one. A range is open in
     [start, end). Ranges need not nest. `at` is in any order.
@@ -50,7 +50,7 @@ def _owner_at(start: np.ndarray, end: np.ndarray, at: np.ndarray, which: Literal
         owner[order] = _owner_at(start, end, at[order], which)
         return owner
     low = _ranks(start, at)
-    covers = np.flatnonzero((low < len(at)) & (end > at[np.minimum(low, len(at) - 1)]))
+    covers = np.flatnonzero(end > np.append(at, np.iinfo(np.int64).max)[low])
     if not len(covers):
         return np.full(len(at), NONE, dtype=np.int64)
     first_wins = which == "first"
@@ -70,12 +70,15 @@ def _owner_at(start: np.ndarray, end: np.ndarray, at: np.ndarray, which: Literal
             lower = best.copy()
             np.maximum(lower[half:], best[:-half], out=lower[half:])
             best = lower
-    owner = best.astype(np.int64)
-    return np.where(owner > 0, len(start) - owner, NONE) if first_wins else owner - 1
+    if first_wins:
+        return np.where(best > 0, len(start) - best, NONE)
+    best -= 1
+    return best
 
 
 def _ranks(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """How many of the sorted moments are before each value; of many sorted values by looking up the few moments."""
     if len(values) <= len(at) or (values[1:] < values[:-1]).any():
         return np.searchsorted(at, values)
-    return np.cumsum(np.bincount(np.searchsorted(values, at, side="right"), minlength=len(values))[: len(values)])
+    places = np.searchsorted(values, at, side="right")
+    return np.repeat(np.arange(len(at) + 1, dtype=np.int32), np.diff(places, prepend=0, append=len(values)))

@@ -121,7 +121,6 @@ def _ranges(marks: pl.DataFrame, is_phase: pl.Series, ours: pl.Series) -> dict[i
     }
 
 
-@once
 def launched(trace: Trace) -> pl.DataFrame:
     """What occupied the devices, each with the call that launched it.
 

@@ -85,14 +85,15 @@ def windows(trace: Trace) -> Windows:
 
 
 def pieces(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
-    """What occupied the devices, as `launched` has it, with code (of the phase), linked and launch_step.
+    """What occupied the devices: ts, end, kind, device, code (of the phase), launch_ts, launch_step, linked.
 
     Work whose launch is not in the trace counts as launched when it began.
     """
     work = launched(trace)
+    code = phase_of_work(work, found)
     moments = work["launch_ts"].fill_null(work["ts"]).to_numpy()
-    return work.with_columns(
-        code=pl.Series(phase_of_work(work, found)),
+    return work.drop("track", "launch_track").with_columns(
+        code=pl.Series(code),
         launch_step=pl.Series(steps.at(moments) if not steps.whole else np.zeros(work.height, dtype=np.int64)),
         launch_ts=pl.col("launch_ts").fill_null(-1 << 62),
         linked=pl.col("launch_ts").is_not_null(),
@@ -150,7 +151,7 @@ def _running(work: pl.DataFrame, at: np.ndarray) -> tuple[np.ndarray, np.ndarray
     start, end = work["ts"].to_numpy(), work["end"].to_numpy()
     owners: list[np.ndarray] = []
     for each in (Kind.COMPUTE, Kind.COMMUNICATION, Kind.MEMORY):
-        mine = np.flatnonzero(kind == _NUMBER_OF[each])
+        mine = np.flatnonzero(kind == _NUMBER_OF[each]).astype(np.int32)
         owners.append(np.append(mine, NONE)[innermost_at(start[mine], end[mine], at)])
     computes, communicates, copies = (owner != NONE for owner in owners)
     parts = [computes & communicates, computes, communicates, copies]
@@ -163,9 +164,9 @@ def _summed(columns: dict[str, np.ndarray], ns: np.ndarray, by: By) -> pl.DataFr
     flags = 2 * columns["earlier"] + columns["unlinked"]
     key = (columns["step"] * len(PARTS) + columns["part"]) * 4 + flags  # one number is grouped faster than four
     frame = pl.DataFrame({"key": key, "code": columns["code"], "ns": ns})
-    if by == "time":
-        frame = frame.filter(pl.Series(columns["step"] != NONE))
     frame = frame.group_by("key", "code").agg(pl.col("ns").sum())
+    if by == "time":
+        frame = frame.filter(pl.col("key") >= 0)  # else it is of no step
     rest, flags = np.divmod(frame["key"].to_numpy(), 4)
     step, part = np.divmod(rest, len(PARTS))
     return frame.select("code", "ns").with_columns(

@@ -13,7 +13,7 @@ import polars as pl
 from ..spans import Span
 from .intervals import union
 from .kinds import Kind
-from .launchers import enclosing
+from .launchers import enclosing, places
 from .nesting import NONE
 from .phases import Phases, phases
 from .segments import Windows, windows
@@ -111,7 +111,8 @@ _WAIT = ("row", "ts", "end", "track", "waited_ns", "cause", "call", "operator")
 
 def _calls(trace: Trace) -> pl.DataFrame:
     """Calls that wait for a device, and what they are for."""
-    calls = trace.of(Kind.LAUNCH)
+    waiting = trace.named(f"{_COPIES}|{_ALLOCATES}|{_SYNCHRONIZES}")
+    calls = trace.events.filter((pl.col("kind") == Kind.LAUNCH.value) & waiting)
     copies = trace.device.filter(pl.col("correlation") > 0, trace.named("Pageable"))["correlation"].unique()
     pageable = trace.named(_COPIES) & pl.col("correlation").is_in(copies.implode())
     calls = calls.with_columns(
@@ -141,16 +142,15 @@ def _calls(trace: Trace) -> pl.DataFrame:
 
 def _with_operators(trace: Trace, calls: pl.DataFrame) -> pl.DataFrame:
     """Calls with the innermost operator around each, and whether it is, or is inside of, one that needs a value."""
-    operators = trace.of(Kind.OPERATOR).filter(pl.col("track").is_in(calls["track"].unique().implode()))
+    operators = trace.of(Kind.OPERATOR, "row", "ts", "dur", "track", "name")
     columns = {
         "operator_row": _around(operators, calls),
         "in_item": _around(operators.filter(trace.named(_ITEM)), calls),
         "in_shape": _around(operators.filter(trace.named(_SHAPE)), calls),
     }
     calls = calls.with_columns(pl.Series(key, column, dtype=pl.Int64) for key, column in columns.items())
-    text = operators.select(operator_row=pl.col("row").cast(pl.Int64), operator=pl.col("name").cast(pl.String))
-    calls = calls.join(text, on="operator_row", how="left", maintain_order="left")
-    return calls.with_columns(pl.col("operator").fill_null(""), pl.col("in_item") != NONE, pl.col("in_shape") != NONE)
+    operator = trace.events["name"].gather(places(columns["operator_row"])).cast(pl.String).fill_null("")
+    return calls.with_columns(operator.alias("operator"), pl.col("in_item") != NONE, pl.col("in_shape") != NONE)
 
 
 def _around(ranges: pl.DataFrame, moments: pl.DataFrame) -> np.ndarray:

@@ -7,7 +7,7 @@ import polars as pl
 
 from ...spans import GLOO_PREFIX, Span
 from ..kinds import Kind
-from ..launchers import launchers, parents
+from ..launchers import call_places, launch_calls, parents
 from ..phases import Phases, launched, phase_of_work, phases
 from ..segments import Windows, windows
 from ..tables import Trace
@@ -40,22 +40,29 @@ def of_advice(trace: Trace) -> dict[str, pl.DataFrame]:
 
 def operators(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
     """Operators of all steps by phase and name: num, own_ns (without those inside), and the same of the short ones."""
-    every = trace.of(Kind.OPERATOR).select("ts", "dur", "track", "name")
+    every = trace.of(Kind.OPERATOR, "ts", "dur", "track", "name")
+    own, short = pl.col("own"), pl.col("own") < SHORT_OPERATOR_NS
+    sums = (pl.len().alias("num"), own.sum().alias("own_ns"))
+    sums = (*sums, short.sum().alias("num_short"), own.filter(short).sum().alias("short_ns"))
     parts: list[pl.DataFrame] = []
-    for (track,), each in every.partition_by("track", as_dict=True, maintain_order=True).items():
-        ts, dur = each["ts"].to_numpy(), each["dur"].to_numpy()
-        parent = parents(ts + dur)
-        inside = np.bincount(parent[parent >= 0], weights=dur[parent >= 0], minlength=len(dur)).astype(np.int64)
-        named = each.select("name", own=pl.Series(np.maximum(dur - inside, 0)), code=found.at(int(track), ts))
-        parts.append(named.filter(pl.Series(steps.whole | (steps.at(ts) >= 0)) if len(steps.start) else pl.lit(False)))
+    start, length, on = (every[key].to_numpy() for key in ("ts", "dur", "track"))
+    for track in every["track"].unique(maintain_order=True).to_list():
+        mine = np.flatnonzero(on == track)
+        ts, left = start[mine], length[mine]
+        parent = parents(ts + left)
+        inner = np.flatnonzero(parent >= 0)
+        np.subtract.at(left, parent[inner], length[mine[inner]])
+        if not steps.whole:
+            kept = np.flatnonzero(steps.at(ts) >= 0) if len(steps.start) else mine[:0]
+            mine, ts, left = mine[kept], ts[kept], left[kept]
+        data = {"code": found.at(track, ts), "own": np.maximum(left, 0)}
+        parts.append(pl.DataFrame({"name": every["name"][mine], **data}).group_by("code", "name").agg(sums))
     if not parts:
         return pl.DataFrame(schema=OPERATORS)
-    own, short = pl.col("own"), pl.col("own") < SHORT_OPERATOR_NS
-    table = pl.concat(parts).group_by("code", "name").agg(
-        num=pl.len(), own_ns=own.sum(), num_short=short.sum(), short_ns=own.filter(short).sum()
-    )  # fmt: skip
+    table = pl.concat(parts).group_by("code", "name").agg(pl.all().sum())
     table = table.with_columns(pl.col("name").cast(pl.String)).filter(~pl.col("name").str.contains(_COMMUNICATES))
-    return _named(table.sort("own_ns", "name", descending=[True, False]).head(MAX_NAMES), found, OPERATORS)
+    table = table.sort("own_ns", "name", "code", descending=[True, False, False]).head(MAX_NAMES)
+    return _named(table, found, OPERATORS)
 
 
 def exchanged(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
@@ -65,11 +72,10 @@ def exchanged(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
     """
     kernels = trace.of(Kind.COMMUNICATION)
     names = pl.col("name").cast(pl.String)
-    host = trace.events.filter(
-        pl.col("kind").is_in([Kind.OPERATOR.value, Kind.ANNOTATION.value]), names.str.starts_with(GLOO_PREFIX)
-    )
-    calls = launchers(trace, kernels).select("row", ts=pl.col("launch_ts"))
-    calls = calls.with_columns(ts=pl.col("ts").fill_null(kernels["ts"]))
+    host = trace.events.filter(trace.named(f"^{GLOO_PREFIX}"))
+    host = host.filter(pl.col("kind").is_in([Kind.OPERATOR.value, Kind.ANNOTATION.value]))
+    called = launch_calls(trace)["ts"].gather(call_places(trace, kernels))
+    calls = kernels.select("row", ts=called.fill_null(kernels["ts"]))
     every = pl.concat([calls, host.select(pl.col("row").cast(calls.schema["row"]), "ts")])
     moments = every["ts"].to_numpy()
     backward = trace.of(Kind.ANNOTATION).filter(names == Span.BACKWARD.value)["ts"].to_numpy()

@@ -59,7 +59,7 @@ def main_track(trace: Trace) -> int:
 
 def backward_tracks(trace: Trace, main: int) -> list[int]:
     """Other threads that run operators of a backward pass."""
-    ran = trace.of(Kind.OPERATOR).filter(trace.named(_BACKWARD) & (pl.col("track") != main))
+    ran = trace.of(Kind.OPERATOR, "name", "track").filter(trace.named(_BACKWARD) & (pl.col("track") != main))
     return sorted(ran["track"].unique().to_list())
 
 

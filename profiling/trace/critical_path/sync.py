@@ -26,10 +26,10 @@ def returns(trace: Trace, found: Tasks, threads: Threads, base: int) -> tuple[Ed
     that the trace names, if it names one, and on every stream if the whole device was waited for. A copy that ended
     before its call returned was waited for by the call.
     """
-    calls = trace.of(Kind.LAUNCH)
-    names = words(calls["name"])
-    blocks = np.array([bool(BLOCKING.search(name)) for name in names], dtype=bool)[calls["name"].to_physical()]
-    calls = calls.filter(pl.Series(blocks, dtype=pl.Boolean))
+    names = words(trace.events["name"])
+    blocks = pl.Series([code for code, name in enumerate(names) if BLOCKING.search(name)], dtype=pl.UInt32)
+    blocking = pl.col("name").to_physical().is_in(blocks.implode())
+    calls = trace.events.filter((pl.col("kind") == Kind.LAUNCH.value) & blocking)
     end_point = threads.at(calls["row"].to_numpy().astype(np.int64), threads.end)
     start_point = threads.at(calls["row"].to_numpy().astype(np.int64), threads.start)
     inside = np.flatnonzero(end_point >= 0)
@@ -112,7 +112,7 @@ def recorded_waits(trace: Trace, found: Tasks, base: int) -> Edges:
         waits = waits.join(values, on="row", how="inner")
     if not waits.height:
         return edges(np.zeros(0), np.zeros(0), Relation.WAIT)
-    calls = trace.of(Kind.LAUNCH).select("correlation", "ts").unique("correlation", keep="first")
+    calls = trace.of(Kind.LAUNCH, "correlation", "ts").unique("correlation", keep="first")
     waits = (
         waits.select("correlation", "stream", *keys)
         .join(calls.rename({"ts": "told"}), on="correlation")
