@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-parallel test-fuzz test-fuzz-topo bench-placement test-advice lint format bench-overhead bench-gpu bench-pipeline bench-compare clean
+.PHONY: help demo test test-parallel test-fuzz test-fuzz-topo test-advice lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-trace clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -60,6 +60,11 @@ bench-pipeline: $(READY) ## bubble of each schedule: measured on four ranks, by 
 
 bench-compare: $(READY) ## false verdicts, power and cost of a comparison, and of usual designs, in 80,000 simulated ones
 	$(BIN)/python benchmarks/compare.py
+
+bench-trace: $(READY) ## the trace analysis beside Meta's HTA (in an environment of its own), with traces of 1 GB, in 12 minutes
+	$(PYTHON) -m venv build/hta
+	build/hta/bin/python -m pip --disable-pip-version-check install --quiet 'traceinsight==0.6.1' 'pandas<3' ijson
+	$(BIN)/python benchmarks/trace.py --hta build/hta/bin/python
 
 clean: ## remove the environment and what runs left behind
 	rm -rf $(VENV) runs build *.egg-info
