@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from .heap import give_back
+from .heap import tidily
 from .kinds import Kind
 from .tables import Trace
 
@@ -97,12 +97,12 @@ def kept_tables(trace: Trace, make: Callable[[Trace], Mapping[str, pl.DataFrame]
     """
     name, code = _name_of(make), _code()
     if trace.kept_in is None or name is None or code is None:
-        return _made(trace, make)
+        return tidily(make)(trace)
     target = trace.kept_in / f"{_MADE}{code}-{_digest(name.encode())}"
     with contextlib.suppress(OSError, ValueError, TypeError, pl.exceptions.PolarsError):
         names: list[str] = json.loads((target / "names.json").read_text())
         return {str(name): pl.read_ipc(target / f"{i}.arrow") for i, name in enumerate(names)}
-    tables = _made(trace, make)
+    tables = tidily(make)(trace)
     with contextlib.suppress(OSError, pl.exceptions.PolarsError):
         for old in trace.kept_in.glob(f"{_MADE}*"):
             if not old.name.startswith(f"{_MADE}{code}-"):
@@ -111,12 +111,6 @@ def kept_tables(trace: Trace, make: Callable[[Trace], Mapping[str, pl.DataFrame]
             for i, table in enumerate(tables.values()):
                 table.write_ipc(folder / f"{i}.arrow", compression="lz4")
             (folder / "names.json").write_text(json.dumps(list(tables)))
-    return tables
-
-
-def _made(trace: Trace, make: Callable[[Trace], Mapping[str, pl.DataFrame]]) -> Mapping[str, pl.DataFrame]:
-    tables = make(trace)
-    give_back()
     return tables
 
 

@@ -10,6 +10,7 @@ from .advice import of_advice
 from .attribution import attribute
 from .collectives import collectives
 from .counters_cupti import hardware_counters
+from .heap import tidily
 from .memory import held_at_peak, memory_peaks, memory_timeline
 from .operations import operations, operators
 from .report import timeline_of
@@ -31,17 +32,14 @@ _MAX_POINTS = 1000
 def of_steps(trace: Trace) -> Tables:
     """Steps, their phases, collectives and waits: where the time went."""
     steps, phases = breakdown(trace)
-    return {
-        "steps": steps,
-        "phases": phases,
-        "host_phases": host_phases(trace),
-        "collectives": collectives(trace),
-        "waits": wait_sites(trace),
-        "events": trace.events.group_by("kind")
-        .agg(pl.len().cast(pl.Int64).alias("count"), total_ns=pl.col("dur").sum())
-        .with_columns(pl.col("kind").cast(pl.String))
-        .sort("kind"),
-    }
+    tables = {"host_phases": host_phases, "collectives": collectives, "waits": wait_sites, "events": _counts}
+    return {"steps": steps, "phases": phases} | {name: tidily(table)(trace) for name, table in tables.items()}
+
+
+def _counts(trace: Trace) -> pl.DataFrame:
+    """Events of each kind, and their time."""
+    counts = trace.events.group_by("kind").agg(pl.len().cast(pl.Int64).alias("count"), total_ns=pl.col("dur").sum())
+    return counts.with_columns(pl.col("kind").cast(pl.String)).sort("kind")
 
 
 def of_hta(trace: Trace, *, compat: bool = False) -> Tables:
@@ -60,7 +58,7 @@ def of_hta(trace: Trace, *, compat: bool = False) -> Tables:
         "memory_bandwidth": hta.memory_bandwidth,
         "annotations": hta.annotation_names,
     }
-    return {name: table(rows, compat=compat) for name, table in tables.items()}
+    return {name: tidily(table)(rows, compat=compat) for name, table in tables.items()}
 
 
 def of_what_if(trace: Trace) -> Tables:

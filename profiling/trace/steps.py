@@ -99,8 +99,10 @@ def host_phases(trace: Trace) -> pl.DataFrame:
     at = cuts[:-1]
     done = {"own_ns": np.diff(cuts)}
     for key, kind in (("operator_ns", Kind.OPERATOR), ("runtime_ns", Kind.LAUNCH)):
-        mine = trace.of(kind, "ts", "dur", "track").filter(pl.col("track") == found.main)
-        done[key] = measure(union(mine["ts"].to_numpy(), mine["dur"].to_numpy()), at, cuts[1:])
+        events = trace.of(kind, "ts", "dur", "track")
+        mine = events["track"].to_numpy() == found.main
+        times = union(events["ts"].to_numpy()[mine], events["dur"].to_numpy()[mine])
+        done[key] = measure(times, at, cuts[1:])
     frame = pl.DataFrame({"step": steps.at(at), "code": found.at(found.main, at), "ns": done["own_ns"], **done})
     frame = frame.filter(pl.col("step") != NONE).with_columns(device=pl.lit(0, dtype=pl.Int64))
     sums = frame.group_by("step", "device", "code").agg(pl.col("ns", *done).sum())

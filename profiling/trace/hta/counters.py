@@ -1,6 +1,6 @@
 """What changes over time: how much work waits in the queue of a stream, and how fast memory is copied."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -39,15 +39,21 @@ def queue_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     if rows.compat:
         points = _points(rows, pl.concat(_in_and_out_as_hta(rows)), _QUEUE, {"length": "change"})
         return points.select(*_QUEUE, "ts_ns", "length", "lasts_ns")
-    return pl.concat([_no_queue(rows), *_queues(rows)])
+    parts = [
+        _of_queue(rows, place, {"ts_ns": at, "length": length, "lasts_ns": np.diff(at, append=at[-1:])})
+        for place, at, length in _queues(rows)
+    ]
+    return pl.concat([rows.device.head(0).select(*_QUEUE, ts_ns="ts", length="ts", lasts_ns="dur"), *parts])
 
 
-def _no_queue(rows: Rows) -> pl.DataFrame:
-    return rows.device.head(0).select(*_QUEUE, ts_ns="ts", length="ts", lasts_ns="dur")
+def _of_queue(rows: Rows, place: int, columns: Mapping[str, np.ndarray]) -> pl.DataFrame:
+    """Columns of the queue that the work at a place was in."""
+    numbers = (pl.lit(rows.device[key][place], dtype=rows.device.schema[key]).alias(key) for key in _QUEUE)
+    return pl.DataFrame(columns).select(*numbers, pl.all())
 
 
-def _queues(rows: Rows) -> Iterator[pl.DataFrame]:
-    """The points of each stream, by number."""
+def _queues(rows: Rows) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For each stream the place of its first work, and when its queue had which length from then on."""
     came, went = rows.device["call_ts"], rows.device["ts"]
     waited = (came < went).fill_null(False).to_numpy()
     came, went = came.fill_null(0).to_numpy(), went.to_numpy()
@@ -55,23 +61,24 @@ def _queues(rows: Rows) -> Iterator[pl.DataFrame]:
         at = np.concatenate([came[part], went[part]])
         order = np.argsort(at, kind="stable")  # quick, as these are two sorted runs or nearly so
         at = at[order]
-        length = np.cumsum(np.where(order < len(part), 1, -1))
+        length = np.cumsum(np.where(order < len(part), np.int8(1), np.int8(-1)), dtype=np.int64)
         last = np.append(at[1:] != at[:-1], True)  # where several change at a time
-        at, length = at[last], length[last]
-        points = pl.DataFrame({"ts_ns": at, "length": length, "lasts_ns": np.diff(at, append=at[-1:])})
-        yield points.select(
-            *(pl.lit(rows.device[key][int(part[0])]).cast(rows.device[key].dtype).alias(key) for key in _QUEUE),
-            pl.all(),
-        )
+        yield int(part[0]), at[last], length[last]
 
 
 @once
 def _queue_levels(rows: Rows) -> pl.DataFrame:
     """How often each queue had each length, and for how long: device, stream, length, count, lasts_ns."""
-    keys = [*_QUEUE, "length"]
-    parts = [queue_points(rows)] if rows.compat else [_no_queue(rows), *_queues(rows)]
-    sums = (pl.len().cast(pl.Int64).alias("count"), pl.col("lasts_ns").sum())
-    return pl.concat([part.group_by(keys).agg(sums) for part in parts])
+    if rows.compat:
+        sums = (pl.len().cast(pl.Int64).alias("count"), pl.col("lasts_ns").sum())
+        return queue_points(rows).group_by(*_QUEUE, "length").agg(sums)
+    parts = [rows.device.head(0).select(*_QUEUE, length="ts", count="ts", lasts_ns="dur")]
+    for place, at, length in _queues(rows):
+        count, lasts = np.bincount(length), np.zeros(int(length.max()) + 1, dtype=np.int64)
+        np.add.at(lasts, length, np.diff(at, append=at[-1:]))
+        there = np.flatnonzero(count)
+        parts.append(_of_queue(rows, place, {"length": there, "count": count[there], "lasts_ns": lasts[there]}))
+    return pl.concat(parts)
 
 
 def queue_lengths(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:

@@ -117,8 +117,8 @@ def _slices(sets: Mapping[str, Intervals]) -> dict[int, np.ndarray]:
     """Lengths of the pieces of time between two changes, by what runs in them: bit i for the i-th set."""
     at = np.concatenate([side for each in sets.values() for side in (each.start, each.end)])
     sizes = [(bit, len(each.start)) for bit, each in enumerate(sets.values())]
-    change = np.concatenate([np.repeat([1 << bit, -(1 << bit)], size) for bit, size in sizes])
+    changes = [np.repeat(np.array([1 << bit, -(1 << bit)], dtype=np.int8), size) for bit, size in sizes]
     order = np.argsort(at, kind="stable")
-    running, lengths = np.cumsum(change[order])[:-1], np.diff(at[order])
+    running, lengths = np.cumsum(np.concatenate(changes)[order], dtype=np.int8)[:-1], np.diff(at[order])
     every = {value: lengths[running == value] for value in range(1, 1 << len(sets))}
     return {value: each for value, each in every.items() if len(each)}
