@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-parallel test-fuzz test-fuzz-topo test-advice lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-trace clean
+.PHONY: help demo test test-parallel test-fuzz test-fuzz-topo test-advice test-guard lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-trace clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -32,6 +32,9 @@ test-fuzz: $(READY) ## 20,000 damaged traces through the whole analysis
 
 test-advice: $(READY) ## advice on real runs with one planted fault each, and on clean ones, in some minutes
 	$(BIN)/python tests/planted/run_planted.py
+
+test-guard: $(READY) ## how small an error in the mathematics of an arm the parity guard of compare finds, in some minutes
+	$(BIN)/python tests/planted/run_guard.py
 
 test-fuzz-topo: $(READY) ## 20,000 damaged outputs of nvidia-smi and its kin through the reader
 	$(BIN)/python tests/fuzz/run_topology_fuzz.py

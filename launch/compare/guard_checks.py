@@ -3,9 +3,9 @@
 [Note: what rounding may do]
 How far the order of sums moves a training depends on the model, so it is measured: the baseline is run once more with
 the samples of each step in the opposite order, which is the same mathematics. An arm may be `FACTOR` times as far from
-the baseline as that run is, since a compiler or a split over ranks rounds in more places. Where that run says less than
-the least tolerances below, which teams use for reordered float32, those hold. Where it says more than the largest, the
-training is too chaotic for the check, which then fails.
+the baseline as that run is, since a compiler or a split over ranks rounds in more places. Where that run says less
+than the least tolerances below, which teams use for reordered float32, those hold. None grows beyond the largest: what
+the opposite order alone moves as far cannot be shown to be the same.
 """
 
 import math
