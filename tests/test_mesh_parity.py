@@ -32,6 +32,7 @@ def test_a_slice_of_the_matrix_takes_the_steps_of_one_process() -> None:
     assert not [line(each) for each in verdicts if each.failed or each.refused]
 
 
+@pytest.mark.slow  # the matrix itself runs in the slow suite
 def test_the_matrix_has_every_degree_once_and_every_pair() -> None:
     """The generator itself, against a count: d6(n), the ways to write n as an ordered product of six factors."""
     assert [len(list(all_degrees(n))) for n in range(2, 9)] == [6, 6, 21, 6, 36, 6, 56]
