@@ -41,28 +41,40 @@ def of_advice(trace: Trace) -> dict[str, pl.DataFrame]:
 def operators(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
     """Operators of all steps by phase and name: num, own_ns (without those inside), and the same of the short ones."""
     every = trace.of(Kind.OPERATOR, "ts", "dur", "track", "name")
-    own, short = pl.col("own"), pl.col("own") < SHORT_OPERATOR_NS
-    sums = (pl.len().alias("num"), own.sum().alias("own_ns"))
-    sums = (*sums, short.sum().alias("num_short"), own.filter(short).sum().alias("short_ns"))
-    parts: list[pl.DataFrame] = []
     start, length, on = (every[key].to_numpy() for key in ("ts", "dur", "track"))
+    parts: list[pl.DataFrame] = []
     for track in every["track"].unique(maintain_order=True).to_list():
         mine = np.flatnonzero(on == track)
-        ts, left = start[mine], length[mine]
-        parent = parents(ts + left)
-        inner = np.flatnonzero(parent >= 0)
-        np.subtract.at(left, parent[inner], length[mine[inner]])
+        own = _own_times(start[mine], length[mine])
         if not steps.whole:
-            kept = np.flatnonzero(steps.at(ts) >= 0) if len(steps.start) else mine[:0]
-            mine, ts, left = mine[kept], ts[kept], left[kept]
-        data = {"code": found.at(track, ts), "own": np.maximum(left, 0)}
-        parts.append(pl.DataFrame({"name": every["name"][mine], **data}).group_by("code", "name").agg(sums))
+            kept = steps.at(start[mine]) >= 0 if len(steps.start) else np.zeros(len(mine), dtype=bool)
+            mine, own = mine[kept], own[kept]
+        data = {"code": found.at(track, start[mine]), "short": own < SHORT_OPERATOR_NS, "own_ns": own}
+        frame = pl.DataFrame({"name": every["name"][mine], **data})
+        parts.append(frame.group_by("code", "name", "short").agg(pl.len().alias("num"), pl.col("own_ns").sum()))
     if not parts:
         return pl.DataFrame(schema=OPERATORS)
-    table = pl.concat(parts).group_by("code", "name").agg(pl.all().sum())
+    table = (
+        pl.concat(parts)
+        .group_by("code", "name")
+        .agg(
+            pl.col("num", "own_ns").sum(),
+            num_short=pl.col("num").filter("short").sum(),
+            short_ns=pl.col("own_ns").filter("short").sum(),
+        )
+    )
     table = table.with_columns(pl.col("name").cast(pl.String)).filter(~pl.col("name").str.contains(_COMMUNICATES))
     table = table.sort("own_ns", "name", "code", descending=[True, False, False]).head(MAX_NAMES)
     return _named(table, found, OPERATORS)
+
+
+def _own_times(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Lengths of the operators of a thread, without those of the operators directly inside."""
+    parent = parents(start + length)
+    inner = np.flatnonzero(parent >= 0)
+    own = length.copy()
+    np.subtract.at(own, parent[inner], length[inner])
+    return np.maximum(own, 0)
 
 
 def exchanged(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
