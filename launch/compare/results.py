@@ -99,6 +99,7 @@ class Results:
         """As `results.json` holds it; pairs and step times lie in `segments/`."""
         outcome = self.outcome
         return {
+            "kind": "comparison",
             "recipe": self.recipe,
             "folder": str(self.folder),
             "machine": dict(self.machine),
