@@ -1,4 +1,4 @@
-// The page: its sections in order, the list of them at the top, and the scheme of colours.
+// The page: its sections in order.
 
 function drawAdvice() {
   const { advice } = data;
@@ -29,41 +29,6 @@ function stepShare(ns) {
 function drawNotes() {
   const children = data.notes.length ? h("ul", { class: "notes" }, data.notes.map((each) => h("li", null, each))) : h("p", { class: "missing" }, "Nothing was wrong with the files.");
   return section("notes", "Notes", null, null, children);
-}
-
-function applyScheme(chosen) {
-  if (chosen === "auto") delete document.documentElement.dataset.scheme;
-  else document.documentElement.dataset.scheme = chosen;
-  redraw();
-}
-function watchScheme() {
-  const choices = ["auto", "light", "dark"];
-  const button = document.getElementById("scheme");
-  let chosen = "auto";
-  button.addEventListener("click", () => {
-    chosen = choices[(choices.indexOf(chosen) + 1) % choices.length];
-    button.textContent = chosen[0].toUpperCase() + chosen.slice(1);
-    applyScheme(chosen);
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  // Paper is white: canvases have to be drawn for it, style sheets alone would not.
-  addEventListener("beforeprint", () => applyScheme("light"));
-  addEventListener("afterprint", () => applyScheme(chosen));
-}
-
-function watchSections(sections) {
-  const links = new Map(sections.map((each) => [each, h("a", { href: `#${each.id}` }, each.querySelector("h2").textContent)]));
-  document.getElementById("nav").append(...links.values());
-  const visible = new Set();
-  const watcher = new IntersectionObserver((changes) => {
-    for (const change of changes) visible[change.isIntersecting ? "add" : "delete"](change.target);
-    const first = sections.find((each) => visible.has(each));
-    for (const [each, link] of links) {
-      if (each === first) link.setAttribute("aria-current", "true");
-      else link.removeAttribute("aria-current");
-    }
-  }, { rootMargin: "-60px 0px -40% 0px" });
-  for (const each of sections) watcher.observe(each);
 }
 
 function main() {

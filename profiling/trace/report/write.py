@@ -1,19 +1,7 @@
-"""Content -> one HTML file.
+"""Content -> one HTML file."""
 
-[Note: a page that nobody can write into]
-Names come from a file that may be anybody's. They reach the page as JSON in a block that no browser runs, in which the
-characters of HTML are escaped; the script makes text nodes of them, and the page's policy takes every other way from
-it: one style sheet and one script by their hashes, no attribute with code, no text as markup (trusted types), no
-address.
-"""
-
-import base64
-import hashlib
-import html
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +10,8 @@ import polars as pl
 from ...capture import publish
 from ...spans import PREFIX, PROFILER_STEP
 from .content import FRAMES, PARTS, Content
-from .payload import json_text, packed
+from .payload import packed
+from .standalone import shipped, standalone
 
 SCRIPTS = (
     "base.js",
@@ -35,6 +24,7 @@ SCRIPTS = (
     "path.js",
     "memory.js",
     "roofline.js",
+    "frame.js",
     "page.js",
 )
 """In the order in which they stand on the page."""
@@ -43,7 +33,6 @@ MAX_PHASE_ROWS = 200_000
 _SORTED = ("kernels", "operators", "sequences", "path", "gains", "held", "collectives", "roofline", "counters")
 _LENGTHS = ("total_ns", "own_ns", "time_ns", "gain_ns", "dur_ns")
 _TIMED = ("timeline", "critical", "across")
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 
 def write_report(path: Path, content: Content) -> None:
@@ -54,20 +43,9 @@ def write_report(path: Path, content: Content) -> None:
 
 def page_of(content: Content) -> str:
     """The text of the page."""
-    script = '"use strict";\n(() => {\n' + "\n".join(_file(name) for name in SCRIPTS) + "\n})();\n"
-    style = _file("page.css")
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'; "
-        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    )
-    slots = {
-        "policy": policy,
-        "title": html.escape(content.title),
-        "style": style,
-        "script": script,
-        "data": json_text(data_of(content)),
-    }
-    return _SLOT.sub(lambda slot: slots[slot[1]], _file("page.html"))
+    package = __package__ or ""
+    scripts = [shipped(package, name) for name in SCRIPTS]
+    return standalone(content.title, style=shipped(package, "page.css"), scripts=scripts, data=data_of(content))
 
 
 def data_of(content: Content) -> dict[str, Any]:
@@ -156,12 +134,3 @@ def _lines(value: object) -> list[str]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [str(each) for each in cast(Sequence[object], value)]
     return [str(value)]
-
-
-def _file(name: str) -> str:
-    return (files(__package__ or "") / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """How a content security policy names an inline text."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
