@@ -1,6 +1,7 @@
 """What advice needs of a trace beside the usual tables: how often, where."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -42,6 +43,7 @@ def operators(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
     """Operators of all steps by phase and name: num, own_ns (without those inside), and the same of the short ones."""
     every = trace.of(Kind.OPERATOR, "ts", "dur", "track", "name")
     start, length, on = (every[key].to_numpy() for key in ("ts", "dur", "track"))
+    name, names = every["name"].to_physical().to_numpy(), cast(pl.Enum, every["name"].dtype).categories
     parts: list[pl.DataFrame] = []
     for track in every["track"].unique(maintain_order=True).to_list():
         mine = np.flatnonzero(on == track)
@@ -49,21 +51,22 @@ def operators(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
         if not steps.whole:
             kept = steps.at(start[mine]) >= 0 if len(steps.start) else np.zeros(len(mine), dtype=bool)
             mine, own = mine[kept], own[kept]
-        data = {"code": found.at(track, start[mine]), "short": own < SHORT_OPERATOR_NS, "own_ns": own}
-        frame = pl.DataFrame({"name": every["name"][mine], **data})
-        parts.append(frame.group_by("code", "name", "short").agg(pl.len().alias("num"), pl.col("own_ns").sum()))
+        # One number for phase, name and shortness: grouping by three columns would copy all of them once more.
+        key = found.at(track, start[mine])
+        key *= len(names)
+        key += name[mine]
+        key *= 2
+        key += own < SHORT_OPERATOR_NS
+        parts.append(
+            pl.DataFrame({"key": key, "own_ns": own}).group_by("key").agg(pl.len().alias("num"), pl.sum("own_ns"))
+        )
     if not parts:
         return pl.DataFrame(schema=OPERATORS)
-    table = (
-        pl.concat(parts)
-        .group_by("code", "name")
-        .agg(
-            pl.col("num", "own_ns").sum(),
-            num_short=pl.col("num").filter("short").sum(),
-            short_ns=pl.col("own_ns").filter("short").sum(),
-        )
-    )
-    table = table.with_columns(pl.col("name").cast(pl.String)).filter(~pl.col("name").str.contains(_COMMUNICATES))
+    table, key = pl.concat(parts), pl.col("key")
+    table = table.with_columns(code=key // 2 // len(names), name=names.gather(table["key"] // 2 % len(names)))
+    table = table.filter(~pl.col("name").str.contains(_COMMUNICATES)).group_by("code", "name")
+    sums = {"num_short": pl.col("num").filter(key % 2 == 1), "short_ns": pl.col("own_ns").filter(key % 2 == 1)}
+    table = table.agg(pl.col("num", "own_ns").sum(), **{name: each.sum() for name, each in sums.items()})
     table = table.sort("own_ns", "name", "code", descending=[True, False, False]).head(MAX_NAMES)
     return _named(table, found, OPERATORS)
 

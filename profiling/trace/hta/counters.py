@@ -40,7 +40,9 @@ def queue_points(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
         points = _points(rows, pl.concat(_in_and_out_as_hta(rows)), _QUEUE, {"length": "change"})
         return points.select(*_QUEUE, "ts_ns", "length", "lasts_ns")
     parts = [
-        _of_queue(rows, place, {"ts_ns": at, "length": length, "lasts_ns": np.diff(at, append=at[-1:])})
+        _of_queue(
+            rows, place, {"ts_ns": at, "length": length.astype(np.int64), "lasts_ns": np.diff(at, append=at[-1:])}
+        )
         for place, at, length in _queues(rows)
     ]
     return pl.concat([rows.device.head(0).select(*_QUEUE, ts_ns="ts", length="ts", lasts_ns="dur"), *parts])
@@ -60,10 +62,13 @@ def _queues(rows: Rows) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     for part in rows.groups(waited):
         at = np.concatenate([came[part], went[part]])
         order = np.argsort(at, kind="stable")  # quick, as these are two sorted runs or nearly so
+        change = np.where(order < len(part), np.int8(1), np.int8(-1))
         at = at[order]
-        length = np.cumsum(np.where(order < len(part), np.int8(1), np.int8(-1)), dtype=np.int64)
+        del order  # these columns are the longest there are: none is kept for longer than it is needed
         last = np.append(at[1:] != at[:-1], True)  # where several change at a time
-        yield int(part[0]), at[last], length[last]
+        at, length = at[last], np.cumsum(change, dtype=np.int32)[last]
+        del change, last
+        yield int(part[0]), at, length
 
 
 @once
