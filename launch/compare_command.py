@@ -1,22 +1,24 @@
 """`stepladder compare`: which of several recipes is faster, whether that can be believed, and why."""
 
 import argparse
-import json
-import shlex
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import ExitCode, UsageError
+from .comparing import Done, carry_out
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .compare.comparison import Asked
+    from .compare.experiment import Told
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes. Options without a default replace what an experiment file says."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe (the baseline), or an experiment as a TOML file")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="a recipe (the baseline), or an experiment as a TOML file"
+    )
     parser.add_argument(
         "--arm",
         dest="arms",
@@ -25,6 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=A.B=VALUE,...",
         help="changed keys, or a recipe",
     )
+    parser.add_argument("--ladder", metavar="FILE", help="stack one change after another, and keep what helps")
+    parser.add_argument(
+        "--rung", dest="rungs", action="append", default=[], metavar="NAME=A.B=VALUE,...", help="one rung of a ladder"
+    )
+    parser.add_argument("--ablate", action="store_true", help="take each piece out of a finished stack")
+    parser.add_argument(
+        "--grid", action="append", default=[], metavar="A.B=1,2", help="every combination of the values of some keys"
+    )
+    add_protocol(parser)
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """Options of everything that measures in pairs."""
     parser.add_argument("--set", action="append", metavar="A.B=VALUE", help="change a key in all arms")
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine")
     parser.add_argument("--pairs", type=int, metavar="N", help="pairs of segments at most (16)")
@@ -57,70 +72,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, given: Sequence[str]) -> int:
     """Compare, and print the table. Raises: UsageError."""
+    modes = {"--ladder": options.ladder or options.rungs, "--ablate": options.ablate, "--grid": options.grid}
+    asked_for = [mode for mode, on in modes.items() if on]
+    if options.ablate and options.ladder:
+        asked_for.remove("--ladder")  # the ladder says what the pieces are
+    if len(asked_for) > 1:
+        raise UsageError(f"{' and '.join(asked_for)}: each is a comparison of its own; give one of them")
+    if asked_for and options.arms:
+        raise UsageError(f"--arm beside {asked_for[0]}: it makes its own arms; remove --arm")
+    work = {"--ladder": _ladder, "--ablate": _ablation, "--grid": _grid}[asked_for[0]] if asked_for else _comparison
+    return carry_out(lambda told: work(options, given, told), options, given)
+
+
+def _comparison(options: argparse.Namespace, given: Sequence[str], told: "Told") -> Done:
+    """Arms against the recipe."""
     from .compare.comparison import compare
-    from .compare.experiment import ExperimentError
-    from .compare.progress import Progress
+    from .compare.settings import Settings, is_experiment, read_experiment
     from .compare.text import table
 
-    to_stdout = str(options.json) == "-"
-    if options.json is not None and not to_stdout and not options.json.absolute().parent.is_dir():
-        raise UsageError(f"--json {options.json}: there is no such folder; make it first")
-    asked = replace(_asked(options), command=("stepladder", *given))
-    progress = Progress(lines=sys.stderr if to_stdout else sys.stdout)
-    opened: list[Path] = []
-    asked_to_stop: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        asked_to_stop.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)  # as Ctrl-C: the running segment ends too
-    try:
-        results = compare(asked, told=replace(progress.told(), opened=opened.append))
-    except ExperimentError as error:
-        progress.clear()
-        print(f"error: {error}", file=sys.stderr)
-        return ExitCode.FAILED
-    except KeyboardInterrupt:
-        progress.clear()
-        print(f"stopped; to go on: {_again(given, opened)}", file=sys.stderr)
-        return ExitCode.TERMINATED if asked_to_stop else ExitCode.INTERRUPTED
-    progress.clear()
-    told = json.dumps(results.to_json(), indent=1)
-    if to_stdout:
-        print(told)
-    else:
-        print("", *table(results), f"results     {results.folder}", sep="\n")
-        if options.json is not None:
-            options.json.write_text(told + "\n")
-    return ExitCode.DONE
-
-
-def _asked(options: argparse.Namespace) -> Any:
-    """The comparison that the command describes: the file's, with what the options say."""
-    from .compare.arms import parse_arm
-    from .compare.settings import Settings, is_experiment, read_experiment
-
-    settings, arms = Settings(recipe=options.recipe), ()
-    if is_experiment(Path(options.recipe)):
+    settings, arms = Settings(recipe=_recipe(options)), ()
+    if is_experiment(Path(_recipe(options))):
         settings, arms = read_experiment(Path(options.recipe))
+    results = compare(_asked(options, given, settings, arms), told=told)
+    return Done(results=results.to_json(), lines=table(results), folder=results.folder)
+
+
+def _ladder(options: argparse.Namespace, given: Sequence[str], told: "Told") -> Done:
+    """One change after another."""
+    from .compare.bench import Tools
+    from .compare.ladder import climb_ladder
+    from .compare.ladder_text import ladder_table
+
+    settings, rungs = _read_ladder(options)
+    found = climb_ladder(_asked(options, given, settings), rungs, tools=Tools(told=told))
+    return Done(results=found.results, lines=ladder_table(found), folder=found.folder)
+
+
+def _ablation(options: argparse.Namespace, given: Sequence[str], told: "Told") -> Done:
+    """A finished stack without each of its pieces."""
+    from .compare.ablate import ablate
+    from .compare.bench import Tools
+    from .compare.ladder_text import ablation_table
+
+    settings, rungs = _read_ladder(options)
+    found = ablate(_asked(options, given, settings), rungs, tools=Tools(told=told))
+    return Done(results=found.results, lines=ablation_table(found), folder=found.folder)
+
+
+def _grid(options: argparse.Namespace, given: Sequence[str], told: "Told") -> Done:
+    """Every combination of some values."""
+    from .compare.bench import Tools
+    from .compare.grid import measure_grid, parse_grid
+    from .compare.ladder_text import grid_table
+    from .compare.settings import Settings
+
+    asked = _asked(options, given, Settings(recipe=_recipe(options)))
+    found = measure_grid(asked, parse_grid(options.grid), tools=Tools(told=told))
+    return Done(results=found.results, lines=grid_table(found), folder=found.folder)
+
+
+def _read_ladder(options: argparse.Namespace) -> Any:
+    """Settings and rungs: of the file, with the rungs of the command after them."""
+    from .compare.ladder_file import find_ladder, is_ladder, parse_rung, read_ladder
+    from .compare.settings import Settings
+
+    further = tuple(parse_rung(text) for text in options.rungs)
+    if options.ladder:
+        settings, rungs = read_ladder(find_ladder(options.ladder), recipe=options.recipe)
+        return settings, (*rungs, *further)
+    if is_ladder(Path(_recipe(options))):
+        settings, rungs = read_ladder(Path(options.recipe))
+        return settings, (*rungs, *further)
+    return Settings(recipe=_recipe(options)), further
+
+
+def _recipe(options: argparse.Namespace) -> str:
+    """The recipe that was given. Raises: UsageError."""
+    if options.recipe is None:
+        raise UsageError("RECIPE: which recipe is the baseline? name one, or give --ladder a file that does")
+    return str(options.recipe)
+
+
+def _asked(options: argparse.Namespace, given: Sequence[str], settings: Any, arms: Any = ()) -> "Asked":
+    """What the command describes: the settings of a file, with what the options say."""
+    from .compare.arms import parse_arm
+
     lists = ("set", "changes_workload")
     keys = [key for key in vars(settings) if key != "recipe"]
     said = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
     said |= {key: (*getattr(settings, key), *said[key]) for key in lists if key in said}
     refused: list[str] = []
-    for text in options.arms:
+    for text in getattr(options, "arms", ()):
         try:
             arms = (*arms, parse_arm(text))
         except UsageError as error:
             refused += error.problems
     asked = replace(settings, **said).asked(arms, refused)
-    return replace(asked, out=options.out, resume=options.resume, calibrate_anew=options.calibrate)
-
-
-def _again(given: Sequence[str], opened: Sequence[Path]) -> str:
-    """The command that continues what was begun."""
-    words = ["stepladder", *given]
-    if opened and "--resume" not in words:
-        words += [*(() if "--out" in words else ("--out", str(opened[0]))), "--resume"]
-    return shlex.join(words)
+    calibrate = options.calibrate
+    command = ("stepladder", *given)
+    return replace(asked, out=options.out, resume=options.resume, calibrate_anew=calibrate, command=command)

@@ -16,7 +16,7 @@ from ..schema import Recipe
 from . import workload
 
 BASELINE = "baseline"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
 
 MakePlan = Callable[[Recipe], Plan]
@@ -149,7 +149,7 @@ def _name_problems(specs: Sequence[ArmSpec]) -> Iterator[str]:
         yield "arms: there is nothing to compare the recipe with; add --arm NAME=a.b=value"
     seen = {BASELINE}
     for spec in specs:
-        if not _NAME.fullmatch(spec.name):
+        if not NAME.fullmatch(spec.name):
             yield (
                 f"arm {spec.name[:60]!r}: not a name; use up to 50 letters, digits, dots, dashes and underscores: "
                 "--arm NAME=a.b=value"

@@ -114,17 +114,17 @@ def read_experiment(path: Path) -> tuple[Settings, tuple[ArmSpec, ...]]:
         arms = {}
     for name, given in cast(dict[str, Any], arms).items():
         if isinstance(given, str):
-            specs.append(ArmSpec(name=name, recipe=_beside(path, given)))
+            specs.append(ArmSpec(name=name, recipe=beside(path, given)))
         elif isinstance(given, dict):
             specs.append(ArmSpec(name=name, changes=changes_of_table(cast(dict[str, Any], given))))
         else:
             found.append(f"{path.name}: arms.{name} = {given!r}: must be a table of changes, or a recipe in quotes")
     if found or settings is None:
         raise UsageError(*found)
-    return replace(settings, recipe=_beside(path, settings.recipe)), tuple(specs)
+    return replace(settings, recipe=beside(path, settings.recipe)), tuple(specs)
 
 
-def _beside(path: Path, recipe: str) -> str:
+def beside(path: Path, recipe: str) -> str:
     """A recipe that lies beside the file, else one by its name."""
     beside = path.parent / recipe
     return str(beside) if beside.is_file() or recipe not in recipes.shipped() else recipe
