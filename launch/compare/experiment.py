@@ -22,7 +22,7 @@ from .phrases import floor_line, prospect_line
 from .power import minimum_detectable_effect
 from .segment import Measured, Steps
 from .sequential import MIN_PAIRS
-from .store import KeptCalibration, Place, Store, calibration_file
+from .store import KeptCalibration, Place, Store, calibration_file, token_times
 
 MAX_FAILURES = 2
 """Segments of an arm that may fail; it is given up with the last of them."""
@@ -274,12 +274,7 @@ class Experiment:
 
     def _judge(self, verdicts: dict[str, Verdict], calibration: Calibration, done: int, *, over: bool) -> None:
         """Renew the verdict on every arm that is not decided; all of them share the error."""
-        medians = {
-            # Of a token, which is the same as of a step unless an arm was declared to take more tokens in one.
-            Slot(round=place.round, arm=place.arm): found.segment.median_s / found.times.tokens_per_step
-            for place, found in self.store.measured.items()
-            if place.phase == "pair" and place.round < done and found.segment and found.times
-        }
+        medians = token_times(self.store.measured, num_rounds=done)
         differences = {name: log_differences(medians, baseline=BASELINE, candidate=name) for name in self.names[1:]}
         found = judge(differences, self.declared.protocol, calibration, over=over)
         for name, verdict in found.items():

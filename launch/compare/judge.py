@@ -8,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 
 from .calibration import Calibration
-from .estimate import MIN_BOOTSTRAP_PAIRS, bootstrap_interval, centre_and_error, p_value
+from .estimate import MIN_BOOTSTRAP_PAIRS, Array, bootstrap_interval, centre_and_error, p_value
 from .quantiles import student_quantile
 from .sequential import Found, Outcomes, Protocol, decide, measure
 
@@ -66,6 +66,33 @@ class Verdict:
         return f"{said}; within the noise floor of {100 * self.floor:.2f} %" if below else said
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """What some pairs say, whether they were looked at or not. Ratios are times, candidate over baseline."""
+
+    ratio: float
+    low: float
+    high: float
+    p_value: float
+    floor: float
+    """Relative difference that equal arms show over so many pairs."""
+
+
+def interval_of(differences: Sequence[float] | Array, protocol: Protocol, calibration: Calibration) -> Interval:
+    """The estimate of two pairs or more, with its interval, which is no shorter than the noise floor."""
+    values = np.asarray(differences, dtype=np.float64)
+    centre, error = (float(each[0]) for each in centre_and_error(values[None, :]))
+    floor = calibration.floor(len(values), protocol.alpha)
+    reach = max(student_quantile(protocol.alpha / 2, len(values) - 1) * error, math.log1p(floor))
+    return Interval(
+        ratio=math.exp(centre),
+        low=math.exp(centre - reach),
+        high=math.exp(centre + reach),
+        p_value=p_value(centre, error, len(values)),
+        floor=floor,
+    )
+
+
 def judge(
     differences: Mapping[str, Sequence[float]], protocol: Protocol, calibration: Calibration, *, over: bool = False
 ) -> dict[str, Verdict]:
@@ -112,9 +139,7 @@ def _verdict(
     if num_pairs < 2:
         return Verdict(kind=kind, num_pairs=num_pairs, look=look + 1, num_looks=num_looks)
     used = values[:num_pairs]
-    centre, error = (float(each[0]) for each in centre_and_error(used[None, :]))
-    floor = calibration.floor(num_pairs, protocol.alpha)
-    reach = max(student_quantile(protocol.alpha / 2, num_pairs - 1) * error, math.log1p(floor))
+    found = interval_of(used, protocol, calibration)
     level = None
     if look >= 0 and made[look] == num_pairs:
         level = protocol.levels(made, protocol.alpha / int(outcomes.num_open[0, a]), over=over)[look]
@@ -123,11 +148,11 @@ def _verdict(
         num_pairs=num_pairs,
         look=look + 1,
         num_looks=num_looks,
-        ratio=math.exp(centre),
-        low=math.exp(centre - reach),
-        high=math.exp(centre + reach),
-        p_value=p_value(centre, error, num_pairs),
+        ratio=found.ratio,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value,
         level=level,
-        floor=floor,
+        floor=found.floor,
         bootstrap=bootstrap_interval(used, level=protocol.alpha) if num_pairs >= MIN_BOOTSTRAP_PAIRS else None,
     )

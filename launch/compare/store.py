@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ...profiling.capture import publish
 from ...trainer.data.tokens import cache_folder
@@ -17,11 +17,12 @@ from ..recipe import to_toml
 from .arms import Arm
 from .calibration import Calibration
 from .declared import differences
+from .design import Slot
 from .estimate import Estimate
 from .segment import Measured
 
-_EXPERIMENT = "experiment.json"
-_RESULTS = "results.json"
+EXPERIMENT = "experiment.json"
+RESULTS = "results.json"
 _KEPT_DAYS = 14
 
 
@@ -64,7 +65,7 @@ class Store:
     @staticmethod
     def begin(path: Path, arms: Sequence[Arm], identity: Mapping[str, Any], *, command: Sequence[str]) -> "Store":
         """A new folder. Raises: UsageError if it cannot be made, or holds a comparison."""
-        if (path / _EXPERIMENT).exists():
+        if (path / EXPERIMENT).exists():
             raise UsageError(
                 f"--out {path}: holds a comparison already; add --resume to continue it, or choose another"
             )
@@ -78,14 +79,14 @@ class Store:
         held = run_folder.lock(path)
         changes = {arm.name: list(arm.changes) for arm in arms}
         environment = run_folder.environment(arms[0].recipe, command)
-        write_json(path / _EXPERIMENT, {**identity, "changes": changes, "environment": environment})
+        write_json(path / EXPERIMENT, {**identity, "changes": changes, "environment": environment})
         return Store(path=path, held=held)
 
     @staticmethod
     def resume(path: Path, identity: Mapping[str, Any], places: Sequence[Place]) -> "Store":
         """A folder that holds a part of this comparison. Raises: UsageError if it holds none, or another one."""
         try:
-            begun = json.loads((path / _EXPERIMENT).read_text())
+            begun = json.loads((path / EXPERIMENT).read_text())
         except (OSError, ValueError) as error:
             raise UsageError(f"--resume: {path} holds no comparison; give the folder of one with --out") from error
         if other := differences(begun, identity):
@@ -120,11 +121,11 @@ class Store:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Leave `results.json`."""
-        write_json(self.path / _RESULTS, results)
+        write_json(self.path / RESULTS, results)
 
     def read_results(self) -> dict[str, Any] | None:
         """What `write_results` has left, if it has."""
-        return read_json(self.path / _RESULTS)
+        return read_json(self.path / RESULTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,18 @@ class KeptCalibration:
         return KeptCalibration(**values)
 
 
+def token_times(measured: Mapping[Place, Measured], *, num_rounds: int) -> dict[Slot, float]:
+    """Median seconds of a token in each segment of the first pairs.
+
+    Of a token, which is the same as of a step unless an arm was declared to take more tokens in one.
+    """
+    return {
+        Slot(round=place.round, arm=place.arm): found.segment.median_s / found.times.tokens_per_step
+        for place, found in measured.items()
+        if place.phase == "pair" and place.round < num_rounds and found.segment and found.times
+    }
+
+
 def calibration_file(key: str) -> Path:
     """Where the calibration of a recipe on this machine is kept."""
     return cache_folder() / "calibrations" / f"{key}.json"
@@ -173,9 +186,10 @@ def calibration_file(key: str) -> Path:
 def read_json(path: Path) -> dict[str, Any] | None:
     """What a file of this folder holds, or None if there is none."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return cast(dict[str, Any], told) if isinstance(told, dict) else None
 
 
 def write_json(path: Path, told: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The result of a comparison for a terminal. No multiplier is printed without the tier of sameness that it passed."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from .judge import Kind, Verdict
 from .results import ArmResult, Results
@@ -18,28 +18,30 @@ def table(results: Results) -> Iterator[str]:
     """Lines: the arms, the verdict on each in words, what made the difference, what was left out."""
     from ...profiling.trace.text import columns
 
-    kept: list[tuple[str, list[str]]] = []
-    for head, cell in _COLUMNS:
-        cells = [cell(arm) for arm in results.arms]
-        if any(each is not None for each in cells):
-            kept.append((head, [each or "-" for each in cells]))
-    rows = [[cells[i] for _, cells in kept] for i in range(len(results.arms))]
-    yield from columns([head for head, _ in kept], rows)
+    heads, rows = cells(results.arms)
+    yield from columns(heads, [[each or "-" for each in row] for row in rows])
     yield ""
     for arm in results.arms[1:]:
         yield f"{arm.name}: {sentence(arm)}"
         if arm.why:
-            yield f"  why: {arm.why.sentence} (under the profiler){_doubt(results.arms[0], arm)}"
+            yield f"  why: {arm.why.sentence} (under the profiler){doubt(results.arms[0], arm)}"
         if arm.parity:
             yield f"  sameness, {arm.parity.tier}: {arm.parity.sentence}"
     yield from _notes(results)
+
+
+def cells(arms: Sequence[ArmResult]) -> tuple[list[str], list[list[str | None]]]:
+    """Headings and rows of the table; columns of which nothing is known are left out."""
+    kept = [(head, [cell(arm) for arm in arms]) for head, cell in _COLUMNS]
+    kept = [(head, column) for head, column in kept if any(each is not None for each in column)]
+    return [head for head, _ in kept], [[column[i] for _, column in kept] for i in range(len(arms))]
 
 
 def sentence(arm: ArmResult) -> str:
     """The verdict on one arm, with a multiplier only if it is the same training."""
     if arm.failure:
         return f"failed, {arm.failure}"
-    if _is_different(arm):
+    if is_different(arm):
         return f"{_DIFFERENT}, whatever its speed"
     if arm.verdict is None:
         return "not measured"
@@ -48,7 +50,8 @@ def sentence(arm: ArmResult) -> str:
     return f"{_bare(arm.verdict)}; no multiplier, because sameness was not checked"
 
 
-def _is_different(arm: ArmResult) -> bool:
+def is_different(arm: ArmResult) -> bool:
+    """Whether the guard has found another training."""
     return arm.parity is not None and arm.parity.checked and not arm.parity.passed
 
 
@@ -57,7 +60,7 @@ def _bare(verdict: Verdict) -> str:
     return said if verdict.p_value is None else f"{said}, p = {verdict.p_value:.2g}"
 
 
-def _doubt(baseline: ArmResult, arm: ArmResult) -> str:
+def doubt(baseline: ArmResult, arm: ArmResult) -> str:
     """A warning if the profiled steps say something else than the measured ones: three steps are easily disturbed."""
     why = arm.why
     if why is None or not (baseline.step_s and arm.step_s and why.before_ms and why.after_ms):
@@ -78,10 +81,11 @@ def speedup(arm: ArmResult) -> str | None:
     return f"{1 / verdict.ratio:.3f}x [{1 / verdict.high:.3f}, {1 / verdict.low:.3f}]"
 
 
-def _verdict(arm: ArmResult) -> str | None:
+def verdict_word(arm: ArmResult) -> str | None:
+    """The verdict, or what stands in its way; None for the baseline."""
     if arm.failure:
         return f"failed: {arm.failure.split(':')[0]}"
-    if _is_different(arm):
+    if is_different(arm):
         return _DIFFERENT
     if arm.verdict is None:
         return None
@@ -113,7 +117,7 @@ _COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("MFU %", lambda arm: _number(arm.mfu and 100 * arm.mfu, ".1f")),
     ("cost/1e9 tok", lambda arm: _number(arm.cost_per_billion_tokens, ",.2f")),
     ("parity", _parity),
-    ("verdict", _verdict),
+    ("verdict", verdict_word),
 )
 
 

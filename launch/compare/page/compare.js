@@ -1,0 +1,14 @@
+// The page of a comparison: its sections in order, the answer first.
+
+function main() {
+  const content = document.getElementById("content");
+  content.append(h("h1", null, data.title), data.subtitle ? h("p", { class: "subtitle" }, data.subtitle) : "");
+  const draws = [drawAnswer, data.waterfall && drawWaterfall, data.forest && drawForest, data.left_out && drawLeftOut, data.table && drawTable, data.notebook && drawNotebook,
+    drawPairs, drawParts, drawLosses, drawSameness, drawFailures, drawSegments, data.recipes && drawRecipes, drawEnvironment, drawReproduce, data.notes.length ? drawNotes : null];
+  const sections = draws.filter(Boolean).map((draw) => draw()).filter(Boolean);
+  content.append(...sections);
+  watchSections(sections);
+  watchScheme();
+  document.documentElement.dataset.ready = "yes";
+}
+main();
