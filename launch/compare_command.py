@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid", action="append", default=[], metavar="A.B=1,2", help="every combination of the values of some keys"
     )
+    parser.add_argument("--report", metavar="FOLDER", type=Path, help="make the page of finished results anew, no more")
     add_protocol(parser)
 
 
@@ -72,6 +73,10 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, given: Sequence[str]) -> int:
     """Compare, and print the table. Raises: UsageError."""
+    if options.report is not None:
+        from .compare.page import make_anew
+
+        return make_anew(options)
     modes = {"--ladder": options.ladder or options.rungs, "--ablate": options.ablate, "--grid": options.grid}
     asked_for = [mode for mode, on in modes.items() if on]
     if options.ablate and options.ladder:

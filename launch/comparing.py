@@ -58,7 +58,10 @@ def carry_out(work: "Callable[[Told], Done]", options: argparse.Namespace, given
     if to_stdout:
         print(told)
     else:
-        print("", *done.lines, f"results     {done.folder}", sep="\n")
+        page = done.folder / "report.html"
+        print(
+            "", *done.lines, f"results     {done.folder}", *([f"report      {page}"] if page.exists() else []), sep="\n"
+        )
         if options.json is not None:
             options.json.write_text(told + "\n")
     return ExitCode.DONE

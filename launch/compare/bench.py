@@ -23,6 +23,7 @@ from .comparison import Asked, Guard, arms_of, compare
 from .declared import machine
 from .experiment import ExperimentError, Measure, Told
 from .judge import Kind
+from .page import leave_page
 from .results import ArmResult, Results
 from .rungs import FAILED, NOT_TRIED, REFUSED, Point, Row, Rung, finding_of
 from .store import KeptCalibration, default_name, write_json
@@ -180,6 +181,7 @@ class Bench:
             **told,
         }
         write_json(self.path / "results.json", results)
+        leave_page(self.path, self.tools.told.say)
         return json.loads(json.dumps(results))
 
 

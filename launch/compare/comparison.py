@@ -14,6 +14,7 @@ from ..plan import plan_here
 from .arms import BASELINE, Arm, ArmSpec, MakePlan, read_arms
 from .declared import Declared, identity, machine
 from .experiment import Experiment, Measure, Told, all_places
+from .page import leave_page
 from .results import Results, Sameness, collect
 from .segment import Steps, run_segment
 from .store import Store, default_name, read_json, write_json
@@ -110,6 +111,7 @@ def _compare(
         machine=here,
     )
     store.write_results(results.to_json() | {"budget_s": experiment.budget_s, "command": list(asked.command)})
+    leave_page(store.path, told.say)
     return results
 
 

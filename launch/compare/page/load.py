@@ -17,9 +17,9 @@ from ..store import EXPERIMENT, RESULTS, Place, read_json
 from ..why import Why
 
 KINDS = ("comparison", "ladder", "ablation", "grid", "climb")
-_ONE_COMPARISON = "comparison.json"
-"""Where an ablation or a grid, which is a single comparison, leaves that one's results."""
-_FINAL = "final"
+_INNER = {"ladder": "final", "climb": "final", "ablation": "comparison", "grid": "comparison"}
+"""Of which comparison the page shows pairs, losses and segments."""
+_ROWS = ("rungs", "steps", "rows", "leave_one_out")
 _SEGMENT = re.compile(r"(pilot|calibration|pair)-(\d+)-(.+)")
 
 Told = Mapping[str, Any]
@@ -64,7 +64,7 @@ class Found:
     kind: str
     results: Told
     compared: Compared | None
-    """The comparison itself; of a ladder or a climb that of the finished stack with the base."""
+    """The comparison itself; of a ladder or a climb that of the finished stack with the base; None if it has none."""
     inner: Mapping[str, Compared] = field(default_factory=dict[str, Compared])
     """Comparisons of single rows, by their folder."""
 
@@ -106,12 +106,9 @@ def _read(file: Path) -> dict[str, Any]:
 def _found(path: Path, kind: str, results: Told) -> Found:
     if kind == "comparison":
         return Found(path=path, kind=kind, results=results, compared=compared(path, results))
-    if kind in ("ablation", "grid"):
-        own = _read(path / _ONE_COMPARISON) if (path / _ONE_COMPARISON).exists() else None
-        return Found(path=path, kind=kind, results=results, compared=compared(path, own) if own else None)
-    rows = [*results["rungs" if kind == "ladder" else "steps"], *(results.get("leave_one_out") or [])]
+    rows = [row for key in _ROWS for row in results.get(key) or ()]
     inner = {folder: found for row in rows if (folder := row.get("folder")) and (found := _inner(path, str(folder)))}
-    return Found(path=path, kind=kind, results=results, compared=_inner(path, _FINAL), inner=inner)
+    return Found(path=path, kind=kind, results=results, compared=_inner(path, _INNER[kind]), inner=inner)
 
 
 def _inner(path: Path, folder: str) -> Compared | None:

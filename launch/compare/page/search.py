@@ -151,7 +151,7 @@ def _waterfall(rows: list[Row], final: Row | None) -> Told:
 def _page(row: Row) -> list[str] | None:
     """Parts of the way to the page of the row's own comparison."""
     folder = row.get("folder")
-    return [*str(folder).split("/"), "report.html"] if folder and folder != "." else None
+    return [*str(folder).split("/"), "report.html"] if folder else None
 
 
 def _mark(row: Row) -> Told:
@@ -250,6 +250,8 @@ def _failures(found: Found, rows: Iterable[Row]) -> list[Told]:
     if found.compared:
         told += evidence.failures(found.compared)
     for folder, inner in found.inner.items():
+        if found.compared and inner.path == found.compared.path:
+            continue
         for failure in evidence.failures(inner):
             output = failure["output"] and f"{folder}/{failure['output']}"
             told.append(failure | {"output": output, "what": f"{folder}, {failure['what']}"})

@@ -1,10 +1,11 @@
 """A folder of results -> its page."""
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from ....profiling.capture import publish
-from ...errors import UsageError
+from ...errors import ExitCode, UsageError
 from ..store import RESULTS
 from .load import load, not_understood
 
@@ -56,3 +57,14 @@ def leave_page(folder: Path, say: Callable[[str], None]) -> None:
         write_page(folder)
     except UsageError as error:
         say(f"note: no page: {error.problems[0]}")
+
+
+def make_anew(options: argparse.Namespace) -> int:
+    """`stepladder compare --report FOLDER`: the page from what lies there. Raises: UsageError."""
+    said = vars(options) | {"report": None, "command": None}
+    if others := [key for key, value in said.items() if value not in (None, False, [])]:
+        raise UsageError(
+            f"--report beside {others[0]}: only makes a page of results that are there; leave the rest out"
+        )
+    print(f"report      {write_page(options.report)}")
+    return ExitCode.DONE
