@@ -27,6 +27,7 @@ from .limits import Count, Fraction, PositiveInt
 from .names import canonical
 from .offload import offloading
 from .refusal import Refusal
+from .wins import COMPUTE, WAITING, Try, Wins
 
 # The expensive operators: matrix products and attention. Recomputing the rest costs memory bandwidth only.
 _PRODUCTS = (
@@ -88,6 +89,14 @@ class ActivationCheckpointing:
             when="where blocks are compiled",
             holds=lambda ac, run: "compile" in run.active,
         )
+    )
+    wins: ClassVar[Wins] = Wins(
+        off=COMPUTE | WAITING,
+        keys={
+            "mode": Try(values=("selective",), parts=COMPUTE),
+            "every": Try(values=(2,), parts=COMPUTE),
+            "preserve_rng_state": Try(values=(False,), parts=WAITING),
+        },
     )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(

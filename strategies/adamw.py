@@ -25,6 +25,7 @@ from .base import Owns, Program, Run
 from .changes import Changes, MayChange
 from .limits import AtLeast, Fraction, PositiveFloat
 from .refusal import Refusal
+from .wins import WAITING, Part, Try, Wins
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +59,7 @@ class AdamW:
         switch=Changes.ALGORITHM,
         keys={"implementation": Changes.REDUCTION_ORDER, "state": Changes.LOW_PRECISION},
     )
+    wins: ClassVar[Wins] = Wins(keys={"implementation": Try(values=("fused",), parts=WAITING | {Part.OPTIMIZER})})
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

@@ -19,6 +19,7 @@ from .base import LossScaling, Owns, Program, Run
 from .changes import Changes, MayChange
 from .limits import Above, Below, PositiveFloat, PositiveInt
 from .refusal import Refusal
+from .wins import COMPUTE, Part, Wins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,7 @@ class Amp:
     """FP16: good steps before the scale grows (2000)."""
 
     changes: ClassVar[MayChange] = MayChange(switch=Changes.PRECISION)
+    wins: ClassVar[Wins] = Wins(on=COMPUTE | {Part.COPIES})
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

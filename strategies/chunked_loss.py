@@ -21,6 +21,7 @@ from .errors import StrategyError
 from .limits import PositiveInt
 from .mesh import Axis
 from .refusal import Refusal
+from .wins import COMPUTE, WAITING, Wins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,7 @@ class ChunkedLoss:
     """Parts into which the tokens of a microbatch are cut: more of them, less memory and smaller products."""
 
     changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER)
+    wins: ClassVar[Wins] = Wins(off=COMPUTE | WAITING)
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="pp",

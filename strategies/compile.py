@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from .base import Owns, Program, Run
 from .changes import Changes, MayChange
 from .refusal import Refusal
+from .wins import WAITING, Part, Try, Wins
 
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 
@@ -39,6 +40,13 @@ class Compile:
     """`aot_eager` and `eager` trace without generating code: to tell a tracing problem from a code problem."""
 
     changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER, keys={"fullgraph": Changes.NOTHING})
+    wins: ClassVar[Wins] = Wins(
+        on=WAITING | {Part.POINTWISE, Part.ATTENTION, Part.COPIES, Part.OTHER},
+        keys={
+            "scope": Try(values=("model",), parts=WAITING | {Part.POINTWISE, Part.OTHER}),
+            "mode": Try(values=("max-autotune-no-cudagraphs",), parts=frozenset({Part.MATRICES, Part.POINTWISE})),
+        },
+    )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="fsdp2",

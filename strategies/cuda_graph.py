@@ -24,6 +24,7 @@ from .errors import StrategyError
 from .limits import PositiveInt
 from .mesh import Axis
 from .refusal import Refusal
+from .wins import WAITING, Wins
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ class CudaGraph:
     """Ordinary steps before the capture, in which libraries choose their kernels and compilers compile."""
 
     changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER)
+    wins: ClassVar[Wins] = Wins(on=WAITING)
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(beside="device cpu", why="there are no CUDA graphs without a GPU", instead="remove the strategy"),
         Refusal(

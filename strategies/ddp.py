@@ -29,6 +29,7 @@ from .limits import AtLeast, PositiveInt
 from .materialise import materialise
 from .mesh import AXES_OF, Joint
 from .refusal import Refusal
+from .wins import WAITING, Part, Try, Wins
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -83,6 +84,16 @@ class DDP:
             ),
             **rules(Changes.LOW_PRECISION, "powersgd_rank", "powersgd_start_step"),
         },
+    )
+    wins: ClassVar[Wins] = Wins(
+        keys={
+            "bucket_mib": Try(values=(5, 100), parts=frozenset({Part.COMMUNICATION})),
+            "static_graph": Try(values=(True,), parts=WAITING | {Part.COMMUNICATION}),
+            "overlap": Try(values=(True,), parts=frozenset({Part.COMMUNICATION})),
+            "gradient_as_bucket_view": Try(values=(True,), parts=frozenset({Part.COPIES, Part.POINTWISE})),
+            "find_unused_parameters": Try(values=(False,), parts=WAITING),
+            "compression": Try(values=("bf16",), parts=frozenset({Part.COMMUNICATION})),
+        }
     )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(

@@ -28,6 +28,7 @@ from .limits import PositiveInt
 from .mesh import Axis, Joint
 from .names import canonical
 from .refusal import Refusal
+from .wins import Part, Wins
 
 _RECIPES = {
     "torchao": ("tensorwise", "rowwise", "rowwise_with_gw_hp", "mxfp8"),
@@ -69,6 +70,7 @@ class FP8:
     """Layers with fewer input or output features stay as they are; on an H100, FP8 gains from about 2048 on."""
 
     changes: ClassVar[MayChange] = MayChange(switch=Changes.LOW_PRECISION)
+    wins: ClassVar[Wins] = Wins(on=frozenset({Part.MATRICES}))
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="device cpu",

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from .base import Owns, Program, Run
 from .changes import Changes, MayChange, rules
+from .hidden_hooks import hide_hooks
 from .limits import Count
 from .mesh import Axis, Joint, side_by_side
 from .refusal import Refusal
+from .wins import COMPUTE, Part, Try, Wins
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +60,15 @@ class FSDP2:
         switch=Changes.REDUCTION_ORDER,
         keys=rules(Changes.PRECISION, "param_dtype", "reduce_dtype")
         | rules(Changes.NOTHING, "reshard_after_forward", "prefetch", "overlap"),
+    )
+    wins: ClassVar[Wins] = Wins(
+        keys={
+            "param_dtype": Try(values=("bf16",), parts=COMPUTE | {Part.COMMUNICATION}),
+            "reshard_after_forward": Try(values=(False,), parts=frozenset({Part.COMMUNICATION})),
+            "prefetch": Try(values=(1, 2), parts=frozenset({Part.COMMUNICATION})),
+            "reduce_every_microbatch": Try(values=(False,), parts=frozenset({Part.COMMUNICATION})),
+            "overlap": Try(values=(True,), parts=frozenset({Part.COMMUNICATION})),
+        }
     )
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
@@ -233,7 +244,7 @@ class _Layout:
             shard_placement_fn=placement,
             **self.options,
         )
-        _hide_hooks(module)
+        hide_hooks(module)
 
 
 def _within(name: str, part: str) -> bool:
@@ -255,29 +266,6 @@ def _one_after_the_other(modules: "Sequence[FSDPModule]", run: Run) -> None:
 
     for module in modules:
         cast("torch.nn.Module", module).register_forward_pre_hook(share_the_stream)
-
-
-def _hide_hooks(module: "torch.nn.Module") -> None:
-    """Keep what FSDP2's hooks do from selective checkpointing, which expects a block to do the same in backward.
-
-    Other modules are sharded around the checkpointed block, and only experts within it. In backward they may be there
-    already, or be gathered where they were not in forward.
-    """
-    from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage]
-
-    hidden: list[AbstractContextManager[Any]] = []
-
-    def hide(*arguments: object) -> None:
-        hidden.append(_disable_current_modes())
-        hidden[-1].__enter__()
-
-    def show(*arguments: object) -> None:
-        hidden.pop().__exit__(None, None, None)
-
-    module.register_forward_pre_hook(hide, prepend=True)
-    module.register_forward_pre_hook(show)
-    module.register_forward_hook(hide, prepend=True)
-    module.register_forward_hook(show)
 
 
 def _sharded(module: Any) -> "FSDPModule":

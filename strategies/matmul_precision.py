@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 from .base import Owns, Program, Run
 from .changes import Changes, MayChange
 from .refusal import Refusal
+from .wins import Part, Try, Wins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class MatmulPrecision:
     """`highest` float32, `high` TF32 or three BF16 products, `medium` one BF16 product."""
 
     changes: ClassVar[MayChange] = MayChange(switch=Changes.PRECISION)
+    wins: ClassVar[Wins] = Wins(
+        on=frozenset({Part.MATRICES}), keys={"precision": Try(values=("medium",), parts=frozenset({Part.MATRICES}))}
+    )
     conflicts: ClassVar[tuple[Refusal, ...]] = ()
 
     @property

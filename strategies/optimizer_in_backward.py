@@ -19,6 +19,7 @@ from .base import Owns, Program, Run
 from .changes import Changes, MayChange
 from .errors import StrategyError
 from .refusal import Refusal
+from .wins import WAITING, Part, Wins
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,7 @@ class OptimizerInBackward:
     """Takes the optimizer's step parameter by parameter while backward runs."""
 
     changes: ClassVar[MayChange] = MayChange(switch=Changes.NOTHING)
+    wins: ClassVar[Wins] = Wins(off=WAITING | {Part.OPTIMIZER})
     conflicts: ClassVar[tuple[Refusal, ...]] = (
         Refusal(
             beside="clip",
