@@ -1,16 +1,12 @@
 """Pieces of a trace -> one table, sorted by time."""
 
-# pyright: reportUnknownParameterType=false
-# pyarrow has no annotations.
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from ..errors import TraceError
 from .growing import Growing
@@ -34,7 +30,7 @@ class Assembly:
         self._kinds: dict[tuple[int, str | None], int] = {}
         self._tracks: dict[tuple[int, int], int] = {}
         self._columns: dict[str, Growing] = defaultdict(Growing)
-        self._args: dict[str, list[tuple[np.ndarray, pa.Array]]] = defaultdict(list)
+        self._args: dict[str, list[tuple[np.ndarray, pl.Series]]] = defaultdict(list)
         self._instants: list[pl.DataFrame] = []
         self._thread_names: dict[tuple[int, int, str], str] = {}
         self._num_rows = 0
@@ -66,7 +62,7 @@ class Assembly:
         for key, (rows, values) in piece.sparse.items():
             there = place[rows] >= 0
             if there.any():
-                self._args[key].append((place[rows[there]], values.filter(pa.array(there))))
+                self._args[key].append((place[rows[there]], values.filter(pl.Series(there))))
         self._num_rows += len(kept)
 
     def _coded_names(self, piece: Piece) -> np.ndarray:
@@ -119,7 +115,7 @@ class Assembly:
             return
         codes, words = piece.texts["name"]
         rows, values = piece.sparse["name"]
-        for row, value in zip(rows.tolist(), values.to_pylist(), strict=True):
+        for row, value in zip(rows.tolist(), values.to_list(), strict=True):
             if which[row] and codes[row] >= 0:
                 pid, tid = int(piece.whole["pid"][row]), int(piece.whole["tid"][row])
                 self._thread_names[pid, tid, words[codes[row]]] = value
@@ -136,7 +132,7 @@ class Assembly:
         for key, (at, values) in piece.sparse.items():
             there = place[at] >= 0
             if there.any():
-                column = pl.DataFrame({"i": place[at[there]], key: pl.from_arrow(values.filter(pa.array(there)))})
+                column = pl.DataFrame({"i": place[at[there]], key: values.filter(pl.Series(there))})
                 frame = (
                     frame.with_row_index("i").with_columns(pl.col("i").cast(pl.Int64)).join(column, on="i", how="left")
                 ).drop("i")
@@ -228,11 +224,11 @@ def _by_time(ts: np.ndarray, dur: np.ndarray) -> np.ndarray:
     return order
 
 
-def _argument(parts: Sequence[tuple[np.ndarray, pa.Array]], place: np.ndarray) -> pl.DataFrame:
+def _argument(parts: Sequence[tuple[np.ndarray, pl.Series]], place: np.ndarray) -> pl.DataFrame:
     """Rows of the sorted table, and values."""
     rows = place[np.concatenate([rows for rows, _ in parts])]
-    values = pl.from_arrow(pa.chunked_array([values for _, values in parts]))
-    frame = pl.DataFrame({"row": pl.Series(rows, dtype=pl.UInt32), "value": cast(pl.Series, values)})
+    values = pl.concat([values for _, values in parts])
+    frame = pl.DataFrame({"row": pl.Series(rows, dtype=pl.UInt32), "value": values})
     return frame.sort("row")
 
 

@@ -19,12 +19,13 @@ def launch_calls(trace: Trace) -> pl.DataFrame:
 
     row, ts, dur, name, track, correlation.
     """
-    correlation = trace.of(Kind.LAUNCH, "correlation")["correlation"].to_numpy()
+    places = trace.places(Kind.LAUNCH)
+    correlation = trace.events["correlation"].to_numpy()[places]
     started = np.sort(trace.device["correlation"].to_numpy(), kind="stable")
     known = np.flatnonzero((correlation > 0) & _among(correlation, started))
     order, first = _firsts(correlation[known])
     known = np.sort(known[order[first]], kind="stable")
-    return trace.of(Kind.LAUNCH, "row", "ts", "dur", "name", "track", "correlation")[known]
+    return trace.events.select("row", "ts", "dur", "name", "track", "correlation")[places[known]]
 
 
 def _among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
 """What is read of an event, and the columns that it becomes."""
 
-# pyright: reportUnknownParameterType=false
-# pyarrow has no annotations.
-
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
+import polars as pl
+
+Sort = Literal["text", "whole", "real"]
+"""What a value is read as; what cannot be of it is none."""
 
 NO_VALUE = -1
 """In columns of whole numbers: the event does not have the key."""
@@ -15,49 +15,44 @@ NO_VALUE = -1
 TEXTS = ("ph", "cat", "name")
 WHOLE = ("pid", "tid")
 ARGS_WHOLE = ("correlation", "stream", "device", "External id")
-SPARSE: dict[str, pa.DataType] = {
-    "Collective name": pa.string(),
-    "dtype": pa.string(),
-    "In msg nelems": pa.int64(),
-    "Out msg nelems": pa.int64(),
-    "Group size": pa.int64(),
-    "Process Group Name": pa.string(),
-    "Process Group Ranks": pa.string(),
-    "Seq": pa.int64(),
-    "bytes": pa.int64(),
-    "memory bandwidth (GB/s)": pa.float64(),
-    "name": pa.string(),
+SPARSE: dict[str, Sort] = {
+    "Collective name": "text",
+    "dtype": "text",
+    "In msg nelems": "whole",
+    "Out msg nelems": "whole",
+    "Group size": "whole",
+    "Process Group Name": "text",
+    "Process Group Ranks": "text",
+    "Seq": "whole",
+    "bytes": "whole",
+    "memory bandwidth (GB/s)": "real",
+    "name": "text",
 }
 """Keys of `args` that few events have; kept with the number of their row."""
-DETAIL: dict[str, pa.DataType] = {
-    "Input Dims": pa.string(),
-    "Input type": pa.string(),
-    "Concrete Inputs": pa.string(),
-    "Call stack": pa.string(),
-    "Process Group Description": pa.string(),
-    "Sequence number": pa.int64(),
-    "Fwd thread id": pa.int64(),
-    "Python id": pa.int64(),
-    "Python parent id": pa.int64(),
-    "wait_on_stream": pa.int64(),
-    "wait_on_cuda_event_record_corr_id": pa.int64(),
-    "blocks per SM": pa.float64(),
-    "warps per SM": pa.float64(),
-    "est. achieved occupancy %": pa.float64(),
-    "Bytes": pa.int64(),
-    "Addr": pa.int64(),
-    "Total Allocated": pa.int64(),
-    "Total Reserved": pa.int64(),
-    "Device Type": pa.int64(),
-    "Device Id": pa.int64(),
+DETAIL: dict[str, Sort] = {
+    "Input Dims": "text",
+    "Input type": "text",
+    "Concrete Inputs": "text",
+    "Call stack": "text",
+    "Process Group Description": "text",
+    "Sequence number": "whole",
+    "Fwd thread id": "whole",
+    "Python id": "whole",
+    "Python parent id": "whole",
+    "wait_on_stream": "whole",
+    "wait_on_cuda_event_record_corr_id": "whole",
+    "blocks per SM": "real",
+    "warps per SM": "real",
+    "est. achieved occupancy %": "real",
+    "Bytes": "whole",
+    "Addr": "whole",
+    "Total Allocated": "whole",
+    "Total Reserved": "whole",
+    "Device Type": "whole",
+    "Device Id": "whole",
 }
 """Further ones, which cost time and memory and which only some analyses ask for."""
-KINDS: dict[pa.DataType, Literal["text", "whole", "real"]] = {
-    pa.string(): "text",
-    pa.int64(): "whole",
-    pa.float64(): "real",
-}
-"""What the types of columns are called where values are converted one by one."""
+DTYPES: dict[Sort, type[pl.DataType]] = {"text": pl.String, "whole": pl.Int64, "real": pl.Float64}
 
 
 @dataclass(kw_only=True)
@@ -72,5 +67,5 @@ class Piece:
     """[X] int64 each."""
     texts: dict[str, tuple[np.ndarray, list[str]]]
     """[X] codes, and what they stand for; code -1 for none."""
-    sparse: dict[str, tuple[np.ndarray, pa.Array]]
-    """Rows, and values."""
+    sparse: dict[str, tuple[np.ndarray, pl.Series]]
+    """Rows, and values of the type that `DTYPES` names; without nulls."""

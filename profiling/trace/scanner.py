@@ -4,9 +4,6 @@ scan.c is built when stepladder is installed, if there is a C compiler; without 
 called through ctypes, which lets other Python threads run meanwhile.
 """
 
-# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
-# pyarrow has no annotations.
-
 import ctypes
 import functools
 import importlib.util
@@ -14,13 +11,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
+import polars as pl
 
 from .dialect import as_type
-from .piece import ARGS_WHOLE, KINDS, NO_VALUE, WHOLE, Piece
+from .piece import ARGS_WHOLE, DTYPES, NO_VALUE, WHOLE, Piece, Sort
 
 _PHASES: list[str] = ["X", "i", "I", "M", "C"]  # as in scan.c
 _WHOLE, _REAL, _PLAIN_TEXT, _ESCAPED_TEXT, _LIST, _TRUE, _FALSE = range(7)  # forms of values, as in scan.c
@@ -31,6 +28,8 @@ _USUAL_BYTES = 48
 _LEAST_BYTES = 6
 """Of text for the tersest."""
 _WORD_SLOTS = 1 << 15
+_FEW_TEXTS = 1000
+"""Of one key in one text. Up to so many become Python's first: most traces need no Arrow, which takes 25 MB."""
 
 _Pointer = ctypes.c_void_p
 _Int = ctypes.c_int64
@@ -94,7 +93,7 @@ class _Values:
         return _Values(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
 
 
-def scan(text: bytes, keys: Mapping[str, pa.DataType], number_of: Callable[[str], int]) -> Piece | None:
+def scan(text: bytes, keys: Mapping[str, Sort], number_of: Callable[[str], int]) -> Piece | None:
     """Columns of a text `{...}, {...}`; None if it needs another way of reading.
 
     `keys` are those of `args` beside `ARGS_WHOLE`; `number_of` numbers the processes and threads that have a name.
@@ -184,42 +183,54 @@ def _value(text: bytes, form: int, begin: int, end: int) -> Any:
 
 
 def _sparse(
-    built: ctypes.CDLL, text: bytes, values: _Values, keys: Sequence[tuple[str, pa.DataType]]
-) -> dict[str, tuple[np.ndarray, pa.Array]]:
-    found: dict[str, tuple[np.ndarray, pa.Array]] = {}
+    built: ctypes.CDLL, text: bytes, values: _Values, keys: Sequence[tuple[str, Sort]]
+) -> dict[str, tuple[np.ndarray, pl.Series]]:
+    found: dict[str, tuple[np.ndarray, pl.Series]] = {}
     first = len(_COLUMNS)
     for number in np.flatnonzero(np.bincount(values.key, minlength=first + len(keys))[first:]).tolist():
-        key, kind = keys[number]
+        key, sort = keys[number]
         mine = values.where(values.key == first + number)
-        made = _array(built, text, mine, kind)
-        if made.null_count:
-            there = made.is_valid().to_numpy(zero_copy_only=False)
-            mine, made = mine.where(there), made.drop_null()
+        made = _column(built, text, mine, sort)
+        if made.null_count():
+            mine, made = mine.where(made.is_not_null().to_numpy()), made.drop_nulls()
         if len(made):
             found[key] = (mine.row.copy(), made)
     return found
 
 
-def _array(built: ctypes.CDLL, text: bytes, values: _Values, kind: pa.DataType) -> pa.Array:
+def _column(built: ctypes.CDLL, text: bytes, values: _Values, sort: Sort) -> pl.Series:
     """The values of one key, of the type that is asked for; what cannot be of it is null."""
-    if kind == pa.int64() and (values.form == _WHOLE).all():
-        return pa.array(values.whole.copy())
-    if kind == pa.string() and (values.form != _ESCAPED_TEXT).all():
+    if sort == "whole" and (values.form == _WHOLE).all():
+        return pl.Series(values.whole.copy())
+    if sort == "text" and (values.form != _ESCAPED_TEXT).all():
         return _gathered(built, text, values)
-    if kind == pa.float64() and (values.form <= _REAL).all():
-        return _gathered(built, text, values).cast(kind)
+    if sort == "real" and (values.form <= _REAL).all():
+        return _gathered(built, text, values).cast(pl.Float64)
     parts = zip(values.form.tolist(), values.begin.tolist(), values.end.tolist(), strict=True)
-    if kind == pa.string():
-        made = [
-            _text(text[b:e]) if form == _ESCAPED_TEXT else text[b:e].decode(errors="replace") for form, b, e in parts
-        ]
+    if sort == "text":
+        made = [_text(text[b:e]) if form == _ESCAPED_TEXT else _plain(text, b, e) for form, b, e in parts]
     else:
-        made = [as_type(_value(text, form, begin, end), KINDS[kind]) for form, begin, end in parts]
-    return pa.array(made, type=kind)
+        made = [as_type(_value(text, form, begin, end), sort) for form, begin, end in parts]
+    return pl.Series(made, dtype=DTYPES[sort])
 
 
-def _gathered(built: ctypes.CDLL, text: bytes, values: _Values) -> pa.Array:
-    """Parts of the text, as an array of texts."""
+def _plain(text: bytes, begin: int, end: int) -> str:
+    return text[begin:end].decode(errors="replace")
+
+
+def _gathered(built: ctypes.CDLL, text: bytes, values: _Values) -> pl.Series:
+    """Parts of the text, as a column of texts."""
+    count = len(values.begin)
+    if count > _FEW_TEXTS and (column := _gathered_by_arrow(built, text, values)) is not None:
+        return column
+    bounds = zip(values.begin.tolist(), values.end.tolist(), strict=True)
+    return pl.Series([_plain(text, begin, end) for begin, end in bounds], dtype=pl.String)
+
+
+def _gathered_by_arrow(built: ctypes.CDLL, text: bytes, values: _Values) -> pl.Series | None:
+    """The same without a Python object for each; None if the text is not UTF-8."""
+    import pyarrow as pa
+
     count = len(values.begin)
     begin, end = np.ascontiguousarray(values.begin), np.ascontiguousarray(values.end)
     ends = np.zeros(count + 1, dtype=np.int32)
@@ -230,7 +241,6 @@ def _gathered(built: ctypes.CDLL, text: bytes, values: _Values) -> pa.Array:
     made = pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(out))
     try:
         made.validate(full=True)
-    except pa.ArrowInvalid:  # not UTF-8
-        bounds = zip(begin.tolist(), end.tolist(), strict=True)
-        return pa.array([text[b:e].decode(errors="replace") for b, e in bounds], type=pa.string())
-    return made
+    except pa.ArrowInvalid:
+        return None
+    return cast(pl.Series, pl.from_arrow(made))

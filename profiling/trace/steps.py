@@ -99,9 +99,9 @@ def host_phases(trace: Trace) -> pl.DataFrame:
     at = cuts[:-1]
     done = {"own_ns": np.diff(cuts)}
     for key, kind in (("operator_ns", Kind.OPERATOR), ("runtime_ns", Kind.LAUNCH)):
-        events = trace.of(kind, "ts", "dur", "track")
-        mine = events["track"].to_numpy() == found.main
-        times = union(events["ts"].to_numpy()[mine], events["dur"].to_numpy()[mine])
+        mine = trace.places(kind)
+        mine = mine[trace.events["track"].to_numpy()[mine] == found.main]
+        times = union(*(trace.events[each].to_numpy()[mine] for each in ("ts", "dur")))
         done[key] = measure(times, at, cuts[1:])
     frame = pl.DataFrame({"step": steps.at(at), "code": found.at(found.main, at), "ns": done["own_ns"], **done})
     frame = frame.filter(pl.col("step") != NONE).with_columns(device=pl.lit(0, dtype=pl.Int64))

@@ -91,11 +91,15 @@ class Trace(Keeper):
 
     def of(self, kind: Kind, *columns: str) -> pl.DataFrame:
         """The events of one kind; some of their columns cost less than all."""
+        return (self.events.select(columns) if columns else self.events)[self.places(kind)]
+
+    def places(self, kind: Kind) -> np.ndarray:
+        """Where in `events` those of one kind are; uint32."""
         if kind not in self._made:  # only where they are: the events themselves would be all of the trace again
             number = list(Kind).index(kind)
             found = np.flatnonzero(self.events["kind"].to_physical().to_numpy() == number)
             self._made[kind] = found.astype(np.uint32)
-        return (self.events.select(columns) if columns else self.events)[self._made[kind]]
+        return self._made[kind]
 
     def named(self, pattern: str) -> pl.Expr:
         """Whether an event's name matches; the pattern is tried once for each name, not for each event."""

@@ -1,7 +1,6 @@
 """What advice needs of a trace beside the usual tables: how often, where."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 import polars as pl
@@ -41,12 +40,12 @@ def of_advice(trace: Trace) -> dict[str, pl.DataFrame]:
 
 def operators(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
     """Operators of all steps by phase and name: num, own_ns (without those inside), and the same of the short ones."""
-    every = trace.of(Kind.OPERATOR, "ts", "dur", "track", "name")
-    start, length, on = (every[key].to_numpy() for key in ("ts", "dur", "track"))
-    name, names = every["name"].to_physical().to_numpy(), cast(pl.Enum, every["name"].dtype).categories
+    every, name, names = trace.places(Kind.OPERATOR), trace.events["name"].to_physical().to_numpy(), trace.names
+    start, length, on = (trace.events[key].to_numpy() for key in ("ts", "dur", "track"))
+    on = on[every]
     parts: list[pl.DataFrame] = []
-    for track in every["track"].unique(maintain_order=True).to_list():
-        mine = np.flatnonzero(on == track)
+    for track in np.unique(on).tolist():
+        mine = every[on == track]
         own = _own_times(start[mine], length[mine])
         if not steps.whole:
             kept = steps.at(start[mine]) >= 0 if len(steps.start) else np.zeros(len(mine), dtype=bool)

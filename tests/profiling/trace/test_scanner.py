@@ -40,7 +40,7 @@ def said(piece: Piece, words: dict[str, int]) -> dict[str, Any]:
         for key, (codes, said) in piece.texts.items()
     }
     sparse = {
-        key: (rows.tolist(), [without_layout(each) for each in values.to_pylist()])
+        key: (rows.tolist(), [without_layout(each) for each in values.to_list()])
         for key, (rows, values) in piece.sparse.items()
     }
     return {"ts": piece.ts.tolist(), "dur": piece.dur.tolist(), "texts": texts, **whole, "args": sparse}
@@ -175,7 +175,7 @@ def test_words_numbers_and_values_of_every_form_keep_their_meaning() -> None:
         "External id": [3],
     }
     assert made.texts["name"] == (np.array([0]), ['a"é'])
-    assert {key: values.to_pylist() for key, (_, values) in made.sparse.items()} == {
+    assert {key: values.to_list() for key, (_, values) in made.sparse.items()} == {
         "dtype": ['[1,"x"]'],
         "bytes": [16],
     }
