@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..strategies.errors import PluginError
-from . import compare_command, topo_command, trace_command
+from . import compare_command, place_command, topo_command, trace_command
 from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     topo = commands.add_parser("topo", help="how this machine's GPUs are connected, what is slow, what is odd")
     topo_command.add_arguments(topo)
     topo.set_defaults(command=topo_command.run)
+
+    place = commands.add_parser("place", help="which rank belongs on which device of which machine, and why")
+    place_command.add_arguments(place)
+    place.set_defaults(command=place_command.run)
 
     compatibility = commands.add_parser("compatibility", help="what works together, and what instead (Markdown)")
     compatibility.set_defaults(command=_compatibility)

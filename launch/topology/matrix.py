@@ -2,7 +2,8 @@
 
     topology = read_topology(Path("topo.txt").read_text(), "topo.txt")
 
-Also read: `rocm-smi --showtopo`, a topology that NCCL dumped or a cloud ships (XML), and a matrix as a Markdown table.
+Also read: `rocm-smi --showtopo`, a topology that NCCL dumped or a cloud ships (XML), a matrix as a Markdown table, and
+what `stepladder topo --json` has written.
 Models are taken from the lines of `nvidia-smi -L`, adapters' names from the legend, if the text has them. Texts are
 untrusted: sizes are limited, nothing is guessed, and what cannot be understood ends in one sentence.
 """
@@ -19,6 +20,7 @@ from .markdown import unfold_table
 from .nccl_xml import looks_like_xml, read_nccl_xml
 from .plain_text import MAX_CHARACTERS, plain_lines
 from .rocm import looks_like_rocm, read_rocm
+from .saved import looks_saved, read_saved
 from .value import Gpu, LinkKind, Nic, Topology
 
 _LEGEND = re.compile(r"\s*(NIC\d{1,3}): (\S+)")
@@ -28,6 +30,8 @@ _PCI_ONLY = re.compile(r"topo +(?:-mp|--matrix_pci)\b")
 
 def read_topology(text: str, source: str) -> Topology:
     """The topology in a text; `source` is named in errors. Raises: TopologyError, one sentence."""
+    if looks_saved(text):
+        return read_saved(text, source)
     lines = plain_lines(text, source)
     if looks_like_xml(lines):
         return read_nccl_xml(lines, source)
