@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..strategies.errors import PluginError
-from . import compare_command, place_command, topo_command, trace_command
+from . import climb_command, compare_command, place_command, topo_command, trace_command
 from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="which of several recipes is faster, by how much, and why")
     compare_command.add_arguments(compare)
     compare.set_defaults(command=compare_command.run)
+
+    climb = commands.add_parser("climb", help="make a recipe faster by itself, and keep a notebook")
+    climb_command.add_arguments(climb)
+    climb.set_defaults(command=climb_command.run)
 
     topo = commands.add_parser("topo", help="how this machine's GPUs are connected, what is slow, what is odd")
     topo_command.add_arguments(topo)

@@ -98,7 +98,7 @@ def _comparison(options: argparse.Namespace, given: Sequence[str], told: "Told")
     settings, arms = Settings(recipe=_recipe(options)), ()
     if is_experiment(Path(_recipe(options))):
         settings, arms = read_experiment(Path(options.recipe))
-    results = compare(_asked(options, given, settings, arms), told=told)
+    results = compare(asked_for(options, given, settings, arms), told=told)
     return Done(results=results.to_json(), lines=table(results), folder=results.folder)
 
 
@@ -109,7 +109,7 @@ def _ladder(options: argparse.Namespace, given: Sequence[str], told: "Told") -> 
     from .compare.ladder_text import ladder_table
 
     settings, rungs = _read_ladder(options)
-    found = climb_ladder(_asked(options, given, settings), rungs, tools=Tools(told=told))
+    found = climb_ladder(asked_for(options, given, settings), rungs, tools=Tools(told=told))
     return Done(results=found.results, lines=ladder_table(found), folder=found.folder)
 
 
@@ -120,7 +120,7 @@ def _ablation(options: argparse.Namespace, given: Sequence[str], told: "Told") -
     from .compare.ladder_text import ablation_table
 
     settings, rungs = _read_ladder(options)
-    found = ablate(_asked(options, given, settings), rungs, tools=Tools(told=told))
+    found = ablate(asked_for(options, given, settings), rungs, tools=Tools(told=told))
     return Done(results=found.results, lines=ablation_table(found), folder=found.folder)
 
 
@@ -131,7 +131,7 @@ def _grid(options: argparse.Namespace, given: Sequence[str], told: "Told") -> Do
     from .compare.ladder_text import grid_table
     from .compare.settings import Settings
 
-    asked = _asked(options, given, Settings(recipe=_recipe(options)))
+    asked = asked_for(options, given, Settings(recipe=_recipe(options)))
     found = measure_grid(asked, parse_grid(options.grid), tools=Tools(told=told))
     return Done(results=found.results, lines=grid_table(found), folder=found.folder)
 
@@ -158,7 +158,7 @@ def _recipe(options: argparse.Namespace) -> str:
     return str(options.recipe)
 
 
-def _asked(options: argparse.Namespace, given: Sequence[str], settings: Any, arms: Any = ()) -> "Asked":
+def asked_for(options: argparse.Namespace, given: Sequence[str], settings: Any, arms: Any = ()) -> "Asked":
     """What the command describes: the settings of a file, with what the options say."""
     from .compare.arms import parse_arm
 

@@ -19,7 +19,7 @@ from ..plan import plan_here
 from ..recipe import read, to_toml
 from ..schema import Recipe
 from .arms import ArmSpec, MakePlan
-from .comparison import Asked, Guard, arms_of, compare
+from .comparison import Asked, Guard, arms_of, compare, fresh_guard
 from .declared import machine
 from .experiment import ExperimentError, Measure, Told
 from .judge import Kind
@@ -53,6 +53,12 @@ class Bench:
     held: int | None = None
     calibration: Path | None = None
     """Of the first comparison. Its noise is taken for that of the later ones, unless their windows are far longer."""
+
+    @property
+    def _guard(self) -> Guard:
+        """The guard with one folder for all comparisons, which have many of its runs in common."""
+        guard, folder = self.tools.guard or fresh_guard(self.asked.declared.ranks), self.path / "sameness"
+        return lambda baseline, arm, _: guard(baseline, arm, folder)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -110,7 +116,7 @@ class Bench:
         self._share_calibration(folder)
         tools = self.tools
         told = replace(tools.told, opened=_nobody)
-        found = compare(asked, told=told, guard=tools.guard, measure=tools.measure, make_plan=tools.make_plan)
+        found = compare(asked, told=told, guard=self._guard, measure=tools.measure, make_plan=tools.make_plan)
         if self.calibration is None:
             self.calibration = folder / _CALIBRATION
         return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..plan import Plan
 from .arms import split_changes
 
-_MICROBATCH = "batch.microbatch_size"
+MICROBATCH = "batch.microbatch_size"
 _ACCUMULATION = "strategies.accumulation"
 
 
@@ -20,9 +20,9 @@ def completed(changes: Sequence[str], plan: Plan) -> tuple[str, ...]:
     As they are if no whole number of them gives the tokens of the plan.
     """
     keys = [key_of(change) for change in changes]
-    if _MICROBATCH not in keys or any(key == _ACCUMULATION or key.startswith(f"{_ACCUMULATION}.") for key in keys):
+    if MICROBATCH not in keys or any(key == _ACCUMULATION or key.startswith(f"{_ACCUMULATION}.") for key in keys):
         return tuple(changes)
-    size = changes[keys.index(_MICROBATCH)].partition("=")[2].strip()
+    size = changes[keys.index(MICROBATCH)].partition("=")[2].strip()
     sequences = plan.recipe.batch.microbatch_size * plan.recipe.num_microbatches
     if not size.isdecimal() or int(size) < 1 or sequences % int(size):
         return tuple(changes)
@@ -36,7 +36,7 @@ def accumulate(num_microbatches: int) -> str:
 
 def resized(plan: Plan, size: int) -> tuple[str, ...] | None:
     """The changes that give microbatches of this size; None if the sequences of a step cannot be cut like that."""
-    found = completed((f"{_MICROBATCH}={size}",), plan)
+    found = completed((f"{MICROBATCH}={size}",), plan)
     return found if len(found) > 1 else None
 
 

@@ -152,7 +152,7 @@ def cumulated(row: Row, before: Sequence[Row]) -> Row:
     return replace(row, cumulative=product([each.multiplier for each in (*before, row) if each.kept]))
 
 
-def whole_stack(bench: Bench, base: Path, finished: Path, *, left_s: float | None) -> Tried:
+def whole_stack(bench: Bench, base: Path, finished: Path, *, left_s: float | None, place: str = "final") -> Tried:
     """The finished stack against the base: measured, profiled and guarded as a whole."""
     common: dict[str, Any] = {"index": 0, "name": STACK}
     if left_s is not None and left_s <= 0:
@@ -161,7 +161,7 @@ def whole_stack(bench: Bench, base: Path, finished: Path, *, left_s: float | Non
     bench.tools.told.say("the finished stack against the base, in pairs of its own")
     try:
         results = bench.compare(
-            "final", base, [arm], left_s=left_s, guarded=bench.asked.guarded, profiled=declared.profile
+            place, base, [arm], left_s=left_s, guarded=bench.asked.guarded, profiled=declared.profile
         )
     except UsageError as error:
         if not error.problems[0].startswith("--budget"):
@@ -169,5 +169,5 @@ def whole_stack(bench: Bench, base: Path, finished: Path, *, left_s: float | Non
         return Tried(row=Row(verdict="not tried", reason=f"the budget is spent ({error.problems[0]})", **common))
     found = finding_of(results.arms[1], bench.recipe(finished), guarded=bench.asked.guarded)
     multiplier: Multiplier | None = found["multiplier"]
-    row = Row(**common, **found, cumulative=multiplier, seconds=results.spent_s, folder="final")
+    row = Row(**common, **found, cumulative=multiplier, seconds=results.spent_s, folder=place)
     return Tried(row=row, results=results)

@@ -8,6 +8,7 @@ from typing import Any
 from ..schema import Recipe
 from .judge import Kind
 from .results import ArmResult
+from .segment import Measured
 
 FAILED = "failed"
 REFUSED = "refused"
@@ -90,6 +91,22 @@ class Point:
             compile_s=arm.first_compile_s,
             run_s=arm.step_s * recipe.run.num_steps,
             cost_per_run=None if cost is None else cost * num_tokens / _BILLION,
+        )
+
+    @staticmethod
+    def of_segment(found: Measured, recipe: Recipe) -> "Point | None":
+        """What one segment tells; None if it failed."""
+        if found.segment is None or found.times is None:
+            return None
+        step_s = found.segment.median_s
+        return Point(
+            step_s=step_s,
+            p95_s=found.segment.p95_s,
+            tokens_per_s=found.times.tokens_per_step / step_s,
+            mfu=found.times.mfu(step_s),
+            memory_gib=found.times.memory_gib,
+            compile_s=found.compile_s,
+            run_s=step_s * recipe.run.num_steps,
         )
 
 

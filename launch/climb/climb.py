@@ -1,0 +1,91 @@
+"""A whole climb, from a recipe and a budget to a faster recipe: what the command runs, and what a program can call.
+
+found = climb(Asked(recipe="demo", arms=(), budget_s=1800))
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..compare.arms import Arm
+from ..compare.bench import Bench, Tools, open_bench
+from ..compare.comparison import Asked
+from ..compare.declared import machine
+from ..compare.experiment import Measure
+from ..compare.segment import Measured, Steps, run_segment
+from ..errors import UsageError
+from ..recipe import recipe_hash
+from . import profile as profiles
+from .climber import Climb, Climber, TakeProfile
+from .notebook import Notebook
+from .screening import Screens
+
+_SKIP = 10
+"""Steps before a profiled window."""
+
+
+def climb(
+    asked: Asked,
+    *,
+    tools: Tools | None = None,
+    take_profile: TakeProfile | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Climb:
+    """Climb from a recipe within `asked.budget_s`, all included; or go on with a climb that was interrupted.
+
+    take_profile, clock: instead of a profiled run, and of the clock that guard and profiles are timed by.
+    Raises: UsageError, ExperimentError if the recipe itself cannot run, KeyboardInterrupt.
+    """
+    tools, declared = tools or Tools(), asked.declared
+    problems = [*asked.refused, *declared.problems()]
+    if asked.resume and asked.out is None:
+        problems.append("--resume: continue which climb? give its folder with --out")
+    if asked.budget_s is None:
+        problems.append("--budget: a climb has no other end; give for example --budget 30m")
+    if asked.changes_workload:
+        problems.append("--changes-workload: a climb never changes what is trained; leave it")
+    try:
+        base = Bench(path=Path(), asked=asked, tools=tools).recipe(asked.recipe, asked.overrides)
+    except UsageError as error:
+        raise UsageError(*problems, *error.problems) from error
+    if problems:
+        raise UsageError(*problems)
+    told = {"recipe": recipe_hash(base), "guarded": asked.guarded, "machine": machine()}
+    bench = open_bench("climb", asked, told, tools)
+    try:
+        measure = tools.measure or _real(declared.ranks)
+        screens = Screens(path=bench.path / "screens", declared=declared, measure=measure)
+        bench.tools = replace(tools, measure=screens.as_pilots())
+        return Climber(
+            bench=bench,
+            screens=screens,
+            notebook=Notebook(path=bench.path),
+            take_profile=take_profile or partial(profiles.take, skip=_SKIP, num_ranks=declared.ranks),
+            clock=clock,
+        ).run()
+    finally:
+        bench.close()
+
+
+def _real(num_ranks: int | None) -> Measure:
+    """Segments that log as their recipe says, since that may be what is slow."""
+
+    def measure(arm: Arm, folder: Path, steps: Steps, *, timeout_s: float | None) -> Measured:
+        return run_segment(arm, folder, steps, keep_log_every=True, num_ranks=num_ranks, timeout_s=timeout_s)
+
+    return measure
+
+
+def summary(found: Climb) -> dict[str, Any]:
+    """What a benchmark wants to know."""
+    final = found.final
+    return {
+        "kept": [step.name for step in found.steps if step.kept],
+        "tried": len(found.steps),
+        "times": final.multiplier.times if final and final.multiplier else 1.0,
+        "spent_s": found.results["spent_s"],
+        "measured_s": found.results["measured_s"],
+    }

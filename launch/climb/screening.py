@@ -1,0 +1,90 @@
+"""Single segments: the first look at a change, which a comparison then takes for its pilot."""
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..compare.arms import Arm
+from ..compare.declared import Declared
+from ..compare.estimate import MIN_WARMUP_STEPS
+from ..compare.experiment import Measure
+from ..compare.segment import Measured, Steps
+from ..compare.store import write_json
+from ..compare.workload import measured_part
+from ..recipe import recipe_hash
+from ..schema import Recipe
+
+_LONGEST_WARMUP = 4 * MIN_WARMUP_STEPS
+_MOST_STEPS = 2000
+_PATIENCE = 10.0
+_LEAST_TIMEOUT_S = 1800.0
+"""A first compilation may take that long."""
+_PILOT = "pilot-"
+
+
+def key_of(recipe: Recipe) -> str:
+    """What a segment is known by: the recipe as far as it is measured."""
+    return recipe_hash(measured_part(recipe))
+
+
+@dataclass(kw_only=True)
+class Screens:
+    """All single segments, in a folder; each recipe is run once."""
+
+    path: Path
+    declared: Declared
+    measure: Measure
+    known: dict[str, Measured] = field(default_factory=dict[str, Measured])
+    """By `key_of`."""
+
+    def load(self) -> None:
+        """Take up what an interrupted climb has left."""
+        for file in sorted(self.path.glob("*.json")):
+            told = json.loads(file.read_text())
+            self.known[told["recipe"]] = Measured.from_json(told["measured"])
+
+    def get(self, name: str, arm: Arm, *, stack: Measured | None = None) -> Measured:
+        """The segment of a recipe, measured now unless it is known. stack: of what the recipe is a change of."""
+        key = key_of(arm.recipe)
+        if key not in self.known:
+            timeout_s = max(_LEAST_TIMEOUT_S, _PATIENCE * stack.seconds) if stack else None
+            found = self.measure(arm, self.path / name, self._steps(stack), timeout_s=timeout_s)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / f"{name}.json", {"recipe": key, "measured": found.to_json()})
+            self.known[key] = found
+        return self.known[key]
+
+    def _steps(self, stack: Measured | None) -> Steps:
+        """As long as the comparison's segments will be, as far as that is known."""
+        window = self.declared.window_steps
+        if stack and stack.segment:
+            window = max(window, math.ceil(self.declared.window_s / stack.segment.median_s))
+        return Steps(window=min(window, _MOST_STEPS), max_warmup=_LONGEST_WARMUP)
+
+    def cost_s(self, name: str) -> float:
+        """What the segment of this name took; nothing if its recipe was known."""
+        file = self.path / f"{name}.json"
+        return float(json.loads(file.read_text())["measured"]["seconds"]) if file.is_file() else 0.0
+
+    @property
+    def spent_s(self) -> float:
+        """Time of all of them."""
+        return sum(each.seconds for each in self.known.values())
+
+    def as_pilots(self) -> Measure:
+        """Measures as this does, but answers for a pilot with what is known already."""
+
+        def measure(arm: Arm, folder: Path, steps: Steps, *, timeout_s: float | None) -> Measured:
+            known = self.known.get(key_of(arm.recipe))
+            if known is not None and folder.name.startswith(_PILOT):
+                return replace(known, arm=arm.name)
+            return self.measure(arm, folder, steps, timeout_s=timeout_s)
+
+        return measure
+
+
+def spent_beyond_pilots(segments: Path) -> float:
+    """Time of the segments of a comparison but for its pilots, which are screens."""
+    files = (file for file in segments.glob("*.json") if not file.name.startswith(_PILOT))
+    return sum(float(json.loads(file.read_text())["seconds"]) for file in files)
