@@ -3,8 +3,8 @@
     python benchmarks/trace.py --hta ENVIRONMENT/bin/python [--quick] [--rounds N]
 
 Every figure is of a whole process, from its start to its end, the one after the other on the same files. Ours is
-`stepladder trace FOLDER --quick --no-cache`: steps and phases, all that HTA has by exact definitions, collectives, and
-besides what-if and advice. HTA loads with its `ijson` backend and makes six analyses (`trace_peer.py`). Large traces
+`stepladder trace FOLDER --quick --no-cache`: steps and phases, what HTA makes of times by exact definitions, collectives,
+stragglers, what-if and advice; beside it stands the whole look (operators, sequences, memory, roofline, paths). HTA loads with its `ijson` backend and makes six analyses (`trace_peer.py`). Large traces
 are real ones repeated (`trace_scale.py`); folders of many ranks hold one of 50 MB again and again. STEPLADDER_TRACES
 names a folder with more real traces, each in a folder of its own.
 
@@ -129,6 +129,7 @@ def measure(case: Case, hta: Path | None, rounds: int) -> Row:
     ours = best([OURS, "trace", case.folder, "--quick", "--no-cache"], rounds)
     best([OURS, "trace", case.folder, "--quick"], 1)
     second = best([OURS, "trace", case.folder, "--quick"], rounds)
+    whole = best([OURS, "trace", case.folder, "--no-cache"], 1)
     found: dict[str, Any] = {}
     if hta:
         peer = best([hta, "-P", HERE / "trace_peer.py", case.folder], rounds)
@@ -143,6 +144,8 @@ def measure(case: Case, hta: Path | None, rounds: int) -> Row:
         peak_mb=ours.peak_mb,
         second_s=second.wall_s,
         second_mb=second.peak_mb,
+        whole_s=whole.wall_s,
+        whole_mb=whole.peak_mb,
         hta=found,
     )
 

@@ -26,6 +26,8 @@ class Row:
     peak_mb: float
     second_s: float
     second_mb: float
+    whole_s: float
+    whole_mb: float
     hta: dict[str, Any]
     """seconds by part, failed, versions, wall_s, peak_mb; empty where it was not asked."""
 
@@ -42,6 +44,7 @@ class Row:
     def line(self, width: int) -> str:
         """The row of a table."""
         line = f"{self.name:<{width}}{self.packed_mb:>9.1f}{self.wall_s:>9.2f}{self.peak_mb:>9.0f}{self.second_s:>9.2f}"
+        line += f"{self.whole_s:>9.2f}{self.whole_mb:>9.0f}"
         if not self.hta:
             return line + f"{'-':>9}" * 4
         line += f"{self.hta['wall_s']:>9.2f}{self.hta['peak_mb']:>9.0f}{self.faster:>8.1f}x{self.memory_share:>9.2f}"
@@ -51,7 +54,7 @@ class Row:
 def table(rows: Sequence[Row]) -> str:
     """A line for each trace."""
     width = max(len(row.name) for row in rows) + 2
-    heads = ("gz MB", "s", "MB", "again s", "HTA s", "HTA MB", "faster", "memory")
+    heads = ("gz MB", "s", "MB", "again s", "whole s", "whole MB", "HTA s", "HTA MB", "faster", "memory")
     return "\n".join(
         [f"{'trace':<{width}}" + "".join(f"{head:>9}" for head in heads), *(row.line(width) for row in rows)]
     )

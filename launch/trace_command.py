@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the report, one page without a network")
     parser.add_argument("--perfetto", metavar="FILE", type=Path, help="write the first trace again, with counters")
     parser.add_argument("--compat", choices=["hta"], help="definitions of Meta's HTA, for the tables that it has")
-    parser.add_argument("--quick", action="store_true", help="times alone: no roofline, memory, operators, path")
+    parser.add_argument(
+        "--quick", action="store_true", help="times alone: no roofline, memory, operators, sequences, path"
+    )
     parser.add_argument("--no-cache", action="store_true", help="read the text again, and leave no tables beside it")
     parser.add_argument("--processes", metavar="N", type=int, default=0, help="traces read at once (default: cores)")
 

@@ -125,7 +125,7 @@ def shown_step(trace: Trace) -> int | None:
     return int(numbers[len(numbers) // 2]) if len(numbers) else None
 
 
-STANDARD: Sequence[Maker] = (of_steps, of_hta, of_what_if)
+STANDARD: Sequence[Maker] = (of_steps, of_hta, of_exchanges, of_counters, of_what_if)
 """For which times suffice."""
 COMPAT: Sequence[Maker] = (
     partial(of_hta, compat=True),
@@ -139,5 +139,5 @@ def chosen(*, detail: bool, drawing: bool) -> list[Maker]:
     """All that a look at a run needs: without `detail` what is read anyway; with `drawing` what only a page shows."""
     makers: list[Maker] = [*STANDARD, of_advice]
     if detail:
-        makers += [of_names, of_exchanges, of_counters, of_shapes, of_memory]
+        makers += [of_names, of_shapes, of_memory]
     return [*makers, of_drawing] if drawing else makers
