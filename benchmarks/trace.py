@@ -3,10 +3,11 @@
     python benchmarks/trace.py --hta ENVIRONMENT/bin/python [--quick] [--rounds N]
 
 Every figure is of a whole process, from its start to its end, the one after the other on the same files. Ours is
-`stepladder trace FOLDER --quick --no-cache`: steps and phases, what HTA makes of times by exact definitions, collectives,
-stragglers, what-if and advice; beside it stands the whole look (operators, sequences, memory, roofline, paths). HTA loads with its `ijson` backend and makes six analyses (`trace_peer.py`). Large traces
-are real ones repeated (`trace_scale.py`); folders of many ranks hold one of 50 MB again and again. STEPLADDER_TRACES
-names a folder with more real traces, each in a folder of its own.
+`stepladder trace FOLDER --quick --no-cache`: steps and phases, what HTA makes of times by exact definitions,
+collectives, stragglers, what-if and advice; beside it stands the whole look (operators, sequences, memory, roofline,
+paths). HTA loads with its `ijson` backend and makes six analyses (`trace_peer.py`). Large traces are real ones
+repeated (`trace_scale.py`); folders of many ranks hold one of 50 MB again and again. STEPLADDER_TRACES names a folder
+with more real traces, each in a folder of its own.
 
 Takes about 12 minutes on 2 cores and 3 GB of memory, for HTA; with `--quick`, on traces a tenth as large, 2. Writes
 `results/trace.json` beside this file; the last line is the verdict.
