@@ -20,7 +20,7 @@ function forestRows(rows) {
   return [...rows.map((each) => {
     const floor = each.floor && each.mark ? at(h("i", { class: "floor" }), axis.place(1 / (1 + each.floor)), axis.place(1 + each.floor)) : null;
     const inside = [floor, ...grid(axis), ...(each.twin ? interval(axis, each.twin, "twin") : []), ...(each.mark ? interval(axis, each.mark, `k-${each.tone}`) : [])].filter(Boolean);
-    const said = [h("b", null, each.text), h("span", { class: "quiet" }, each.interaction ? `over the win when added ${each.interaction}` : each.pairs ? `${each.pairs} pairs` : "")];
+    const said = [h("b", null, each.text), h("span", { class: "quiet" }, each.interaction ? `${each.interaction} of what it won when added` : each.pairs ? `${each.pairs} pairs` : "")];
     return laneRow([h("b", null, each.name), chip(each.interacts ? `${each.badge}, interacts` : each.badge, each.tone)], inside, each.mark ? said : h("span", { class: "quiet why" }, each.why_not ?? each.text), `${each.name}: ${each.text}`);
   }), axisRow(axis, "times as fast")];
 }
@@ -37,7 +37,7 @@ function drawLeftOut() {
   const twins = data.left_out.rows.some((each) => each.twin);
   return section("left-out", "Without one", "How many times faster the finished stack is with each part than without it. A part that wins little here is done by another one too.",
     null, h("div", { class: "lanes-html" }, forestRows(data.left_out.rows)),
-    twins ? legend([["accent", "in the finished stack"], ["faint", "when it was added"]]) : null);
+    twins ? legend([["good", "in the finished stack"], ["faint", "when it was added"]]) : null);
 }
 
 const isNumber = (text) => text === null || /^[\s\d.,x%[\]–−-]+$/.test(text);
@@ -49,5 +49,5 @@ function simpleTable(heads, rows, mark) {
       h("td", { class: [texts[i] ? "text" : "", mark?.(r, i) ?? ""].join(" ").trim() || null }, cell ?? "–")))))));
 }
 function drawTable() {
-  return section("table", "Speed, memory, cost", "Medians over the segments of each arm. A multiplier stands only beside a tier of sameness that was passed.", null, simpleTable(data.table.heads, data.table.rows));
+  return section("table", "Figures", "Medians over the segments of each arm. A multiplier stands only beside a tier of sameness that was passed.", null, simpleTable(data.table.heads, data.table.rows));
 }

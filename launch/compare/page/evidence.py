@@ -18,6 +18,7 @@ from ..text import doubt, is_different
 from .load import Compared
 
 _MOST_POINTS = 600
+_ROUNDING = 1e-12
 _AGAIN = "baseline-again"
 Row = dict[str, Any]
 
@@ -101,7 +102,8 @@ def _beside(curves: Sequence[Row]) -> list[Row]:
     for curve in curves[1:]:
         pairs = zip(curve["x"], curve["loss"], strict=True)
         both = [(x, (loss - base[x]) / abs(base[x])) for x, loss in pairs if base.get(x)]
-        rows.append({"arm": curve["arm"], "x": [x for x, _ in both], "share": [share for _, share in both]})
+        shares = [share if abs(share) > _ROUNDING else 0.0 for _, share in both]  # of means of equal losses
+        rows.append({"arm": curve["arm"], "x": [x for x, _ in both], "share": shares})
     return rows
 
 

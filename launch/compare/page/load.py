@@ -22,6 +22,9 @@ _INNER = {"ladder": "final", "climb": "final", "ablation": "comparison", "grid":
 _ROWS = ("rungs", "steps", "rows", "leave_one_out")
 _SEGMENT = re.compile(r"(pilot|calibration|pair)-(\d+)-(.+)")
 
+NOT_OURS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, OSError)
+"""What values come to that no comparison has written."""
+
 Told = Mapping[str, Any]
 
 
@@ -80,7 +83,7 @@ def load(path: Path) -> Found:
         raise UsageError(f"{file}: kind = {kind!r}: is none of {', '.join(KINDS)}; compare again")
     try:
         return _found(path, kind, results)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except NOT_OURS as error:
         raise not_understood(file, error) from error
 
 

@@ -122,6 +122,6 @@ function drawSegments() {
   const spoken = readable(surface, () => rows.length, nearest, (i) => [`${rows[i].phase} ${rows[i].round}: ${rows[i].arm}`, `${rows[i].step_ms.toPrecision(4)} ms/step, ${percent(rows[i].beside_usual)} beside its usual`,
     `after ${(rows[i].at_s / 60).toFixed(1)} minutes${rows[i].steady ? "" : "; its warm-up had not settled"}`]);
   const names = [...new Set(rows.map((each) => each.arm))];
-  return section("machine", "The machine meanwhile", "Each segment beside the usual step time of its arm, in order of time. A slope is drift, a few that lie apart are disturbances; pairs stand close together so that both meet what they share.",
+  return section("machine", "Machine", "What the machine did meanwhile: each segment beside the usual step time of its arm, in order of time. A slope is drift, a few that lie apart are disturbances; pairs stand close together so that both meet what they share.",
     null, h("figure", null, surface.canvas, armLegend(names), h("p", { class: "hint" }, "Hollow: calibration, the baseline against itself.")), spoken);
 }

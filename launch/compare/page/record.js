@@ -38,7 +38,7 @@ function drawEnvironment() {
 }
 
 function drawReproduce() {
-  return section("reproduce", "How to reproduce", null, null, h("dl", { class: "commands" },
+  return section("reproduce", "Reproduce", null, null, h("dl", { class: "commands" },
     data.reproduce.map(([what, command]) => h("div", null, h("dt", null, what), h("dd", null, h("pre", { class: "code" }, command))))));
 }
 

@@ -98,15 +98,12 @@ def reproduce(found: Found) -> list[list[str]]:
     rows = [["The whole again, in a new folder", shlex.join(_anew(command))]] if command else []
     folder = str(found.results.get("folder") or found.path)
     rows.append(["This page, from its folder", shlex.join(["stepladder", "compare", "--report", folder])])
-    compared = found.compared
-    for arm in compared.arms if compared else ():
-        if compared and arm.name in compared.recipes:
-            where = str(compared.results.get("folder") or compared.path)
-            rows.append(
-                [f"Train as {arm.name} does", shlex.join(["stepladder", "run", f"{where}/recipes/{arm.name}.toml"])]
-            )
+    if (compared := found.compared) and compared.recipes:
+        where = str(compared.results.get("folder") or compared.path)
+        commands = [shlex.join(["stepladder", "run", f"{where}/recipes/{name}.toml"]) for name in compared.recipes]
+        rows.append(["One of its arms, trained to the end", "\n".join(commands)])
     if stack := found.results.get("stack"):
-        rows.append(["Train with the finished stack", shlex.join(["stepladder", "run", f"{folder}/{stack}"])])
+        rows.append(["The finished stack, trained to the end", shlex.join(["stepladder", "run", f"{folder}/{stack}"])])
     return rows
 
 

@@ -5,9 +5,16 @@ from typing import Any, cast
 
 from . import evidence
 from .load import Found
-from .points import Row, Told, cumulative, in_words, interval, multiplier, table
+from .points import Row, Told, cumulative, in_words, interval, money, multiplier, name_of, table
 
-_TONES = {"faster": "good", "slower": "bad", "same": "even", "undecided": "open", "not tried": "open"}
+_TONES = {
+    "faster": "good",
+    "slower": "bad",
+    "same": "even",
+    "undecided": "open",
+    "not tried": "open",
+    "the recipe": "even",
+}
 _ROWS = {"ladder": "rungs", "climb": "steps", "grid": "rows"}
 
 
@@ -22,7 +29,9 @@ def sections(found: Found) -> Told:
     return {
         "answer": _answer(found, rows, left_out, final, base),
         "waterfall": _waterfall(rows, final) if stacked else None,
-        "forest": {"rows": [_mark(row) for row in rows], "margin": None} if found.kind == "grid" else None,
+        "forest": {"rows": [_mark(row, multiplier(row)) for row in rows], "margin": None}
+        if found.kind == "grid"
+        else None,
         "left_out": {"rows": [_left_out(row) for row in left_out], "margin": None} if left_out else None,
         "table": table(found.kind, shown, base, final),
         "notebook": [_try(row) for row in rows] if found.kind == "climb" else None,
@@ -46,7 +55,7 @@ def _answer(found: Found, rows: list[Row], left_out: list[Row], final: Row | Non
     return {
         "tone": tone,
         "headline": headline,
-        "lines": [_line(row) for row in ([final, *shown] if final else shown)],
+        "lines": [*([_line(final) | {"arm": "the finished stack"}] if final else []), *map(_line, shown)],
         "figures": _figures(base, cast(Row, (end or {}).get("point") or {})),
     }
 
@@ -78,18 +87,17 @@ def _most_needed(left_out: list[Row]) -> tuple[str, str]:
 def _best(found: Found, rows: list[Row]) -> tuple[str, str]:
     best = next((row for row in rows if row["name"] == found.results.get("best")), None)
     if best is None:
-        return "even", f"None of {len(rows)} combinations is shown to be faster than the base"
+        return "even", f"None of {len(rows)} combinations is shown to be faster than the recipe"
     times = multiplier(best)
-    said = "" if times is None else f": {times[0]:.2f}x as fast as the base"
-    return "good", f"{best['name']} is the best of {len(rows)} combinations{said}"
+    said = "faster" if times is None else f"{times[0]:.2f}x as fast"
+    return "good", f"The best of {len(rows)} combinations is {said}: {name_of(best)}"
 
 
 def _line(row: Row) -> Told:
-    verdict = str(row["verdict"])
-    kept = ", kept" if row.get("kept") else ""
+    kept = ("best" if row.get("values") else "kept") if row.get("kept") else ""
     return {
-        "arm": str(row["name"]),
-        "badge": f"{verdict}{kept}",
+        "arm": name_of(row),
+        "badge": ", ".join(filter(None, [str(row["verdict"]), kept])),
         "tone": _tone(row),
         "text": str(row.get("reason") or ""),
         "changes": list(row.get("changes") or ()),
@@ -107,12 +115,13 @@ def _figures(base: Row, end: Row) -> list[Told]:
         ("tokens per second", "tokens_per_s", 1.0, ",.0f", ""),
         ("peak memory of a rank", "memory_gib", 1.0, ".2f", "GiB"),
         ("the whole run", "run_s", 1 / 60, ",.3g", "min"),
-        ("cost of the run", "cost_per_run", 1.0, ",.2f", ""),
     ]
     for label, key, scale, form, unit in pairs:
         values = [format(scale * float(value), form) for each in (base, end) if (value := each.get(key)) is not None]
         if base.get(key) is not None:
             told.append({"label": label, "value": " → ".join(values), "note": unit})
+    if costs := [cost for each in (base, end) if (cost := money(each.get("cost_per_run")))]:
+        told.append({"label": "cost of the run", "value": " → ".join(costs), "note": ""})
     return told
 
 
@@ -154,15 +163,14 @@ def _page(row: Row) -> list[str] | None:
     return [*str(folder).split("/"), "report.html"] if folder else None
 
 
-def _mark(row: Row) -> Told:
-    times = multiplier(row)
+def _mark(row: Row, times: tuple[float, float, float] | None) -> Told:
     return {
-        "name": str(row["name"]),
+        "name": name_of(row),
         "mark": list(times) if times else None,
         "floor": None,
         "resampled": None,
         "text": in_words(times) or "no multiplier",
-        "badge": str(row["verdict"]),
+        "badge": "best" if row.get("values") and row.get("kept") else str(row["verdict"]),
         "tone": _tone(row),
         "pairs": row.get("num_pairs") or 0,
         "why_not": None if times else str(row.get("reason") or ""),
@@ -170,9 +178,18 @@ def _mark(row: Row) -> Told:
 
 
 def _left_out(row: Row) -> Told:
-    """How much faster the stack is with it, and beside that how much it won when it was added."""
+    """How much faster the stack is with it, and beside that how much it won when it was added.
+
+    The sameness of the finished stack was shown; that of each stack on the way to it need not be, to say what is lost.
+    """
     added, interaction = interval(row.get("when_added")), interval(row.get("interaction"))
-    told = _mark(row) | {"twin": list(added) if added else None}
+    ratio = cast(Row | None, row.get("ratio"))
+    times = multiplier(row)
+    if times is None and ratio:
+        times = float(ratio["ratio"]), float(ratio["low"]), float(ratio["high"])
+    tone = {"good": "bad", "bad": "good"}.get(_tone(row), _tone(row)) if times else "bad"
+    told = _mark(row, times) | {"twin": list(added) if added else None, "tone": tone}
+    told["badge"] = f"{row['verdict']} without" if times else str(row["verdict"])
     if interaction:
         told["interaction"] = in_words(interaction)
         told["interacts"] = bool(row.get("interacts"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from ....profiling.capture import publish
 from ...errors import ExitCode, UsageError
 from ..store import RESULTS
-from .load import load, not_understood
+from .load import NOT_OURS, load, not_understood
 
 PAGE = "report.html"
 _SHARED = "profiling.trace.report"
@@ -37,7 +37,7 @@ def page_of(folder: Path) -> str:
     try:
         data = data_of(found)
         return standalone(data["title"], style=style, scripts=scripts, data=data)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except NOT_OURS as error:
         raise not_understood(folder / RESULTS, error) from error
 
 
