@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
     run.add_argument("--stop-after", type=int, metavar="N", help="end after N steps; schedules count on run.num_steps")
     run.add_argument("--step-times", type=Path, metavar="FILE", help="leave time and loss of every step, as JSON")
+    run.add_argument(
+        "--placement", default="auto", metavar="HOW", help="which rank goes where: auto, none, rank-order, or a plan"
+    )
+    run.add_argument("--no-affinity", action="store_true", help="leave ranks on all CPUs, whatever their seats")
     run.add_argument("--witness", type=Path, help=argparse.SUPPRESS)  # exact numbers, for the guard of `compare`
     run.add_argument("--backwards", action="store_true", help=argparse.SUPPRESS)
     run.set_defaults(command=_run)
@@ -142,14 +146,25 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         say = print if ranks is None or ranks.rank == 0 else silent
         check_data(plan.recipe.data, plan.recipe.batch.sequence_length, plan.held_out_sequences, say)
         if ranks is None:
+            from .placement.apply import read_plan
             from .start import start
+
+            read_plan(options.placement)  # a bad file is found before anything starts
 
             return start(plan, given, out=options.out, resume=options.resume)
         from .worker import work
 
         command = ["stepladder", *given]
         return work(
-            plan, ranks, out=options.out, resume=options.resume, command=command, stop=stop, instruments=instruments
+            plan,
+            ranks,
+            out=options.out,
+            resume=options.resume,
+            command=command,
+            stop=stop,
+            instruments=instruments,
+            placement=options.placement,
+            affinity=not options.no_affinity,
         )
     except (CheckpointError, DataError, UsageError) as error:
         if ranks is None or ranks.local_rank == 0:  # every rank of a host finds the same; one says so

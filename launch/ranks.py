@@ -14,6 +14,7 @@ from .errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import Store
 
     from .plan import Plan
 
@@ -104,14 +105,19 @@ def pick_device(plan: "Plan", ranks: Ranks) -> "torch.device":
 
 
 @contextmanager
-def process_group(device: "torch.device", ranks: Ranks) -> Generator[None]:
-    """The process group of all ranks: NCCL on GPUs, gloo without. A single rank needs no network for it."""
+def process_group(device: "torch.device", ranks: Ranks, store: "Store | None" = None) -> Generator[None]:
+    """The process group of all ranks: NCCL on GPUs, gloo without. A single rank needs no network for it.
+
+    They meet in the `store`, if they have met there before, else in the launcher's.
+    """
     import torch.distributed as dist
 
     backend = "nccl" if device.type == "cuda" else "gloo"
     bound = device if device.type == "cuda" else None
     if ranks.num_ranks == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
+    elif store is not None:
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.num_ranks, device_id=bound)
     else:
         dist.init_process_group(backend, device_id=bound)
     yield

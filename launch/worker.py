@@ -15,6 +15,7 @@ from . import run_folder
 from .errors import ExitCode, UsageError
 from .failures import explained
 from .instruments import Instruments
+from .placement.apply import confirm, take_seat
 from .plan import Plan
 from .ranks import Ranks, StopRequest, barrier, pick_device, process_group
 from .session import Session
@@ -29,8 +30,12 @@ def work(
     command: Sequence[str],
     stop: StopRequest,
     instruments: Instruments | None = None,
+    placement: str = "auto",
+    affinity: bool = True,
 ) -> int:
     """Run this rank to its end and return its exit code. Raises: UsageError, DataError, CheckpointError."""
+    seated = take_seat(plan, ranks, mode=placement, affinity=affinity)
+    ranks = seated.ranks
     for key, (value, _) in plan.environment().items():  # before anything reads it
         os.environ.setdefault(key, value)
     device = pick_device(plan, ranks)
@@ -39,8 +44,11 @@ def work(
         if flies:
             capture.keep_collectives(_known_folder(out) / "flight_recorder")
         if ranks.num_ranks > 1 or owned_axes(plan.recipe.strategies):
-            stack.enter_context(process_group(device, ranks))
+            stack.enter_context(process_group(device, ranks, seated.store))
         folder = _agree_on_folder(plan, ranks, out=out, resume=resume, command=command)
+        said = confirm(seated, device)
+        if ranks.rank == 0 and said:
+            print(*said, sep="\n", flush=True)
         if flies:
             path, nccl = folder / "flight_recorder", device.type == "cuda"
             stack.enter_context(capture.collectives_of_a_failure(path, rank=ranks.rank, nccl=nccl))

@@ -35,7 +35,7 @@ class Pricer:
     """Prices assignments of one mesh and traffic to one cluster."""
 
     def __init__(self, machine: Machine, mesh: Mesh, traffic: Sequence[Traffic]) -> None:
-        self.machine, self.traffic = machine, tuple(traffic)
+        self.machine, self.mesh, self.traffic = machine, mesh, tuple(traffic)
         self.groups = [np.array(mesh.groups(each.axes), dtype=np.int64) for each in self.traffic]
         self.num_priced = 0
 

@@ -61,19 +61,54 @@ def solve(
         best, exact = _on_one(machine, mesh, traffic, pricer, first, search)
     else:
         best, exact = _on_many(machine, mesh, traffic, pricer, first, search), False
-    seconds = best.price.seconds
-    exact = exact or seconds <= bound_s * (1 + 1e-9)
+    exact = exact or best.price.seconds <= bound_s * (1 + 1e-9)
+    return _placement(machine, pricer, best, first, cpus or {}, exact=exact, bound_s=bound_s)
+
+
+def as_launched(
+    mesh: Mesh,
+    traffic: Sequence[Traffic],
+    cluster: Cluster,
+    places: Sequence[tuple[str, int]],
+    *,
+    cpus: Mapping[str, HostCpus] | None = None,
+) -> Placement:
+    """The placement that a launcher has made: for each rank its host and the position of its device.
+
+    Raises: TopologyError if the mesh does not fit.
+    """
+    check_demand(mesh, traffic)
+    check_cluster(cluster, mesh.num_ranks)
+    machine = Machine(cluster)
+    pricer = Pricer(machine, mesh, traffic)
+    number = {node.name: i for i, node in enumerate(cluster.nodes)}
+    devices = np.array([machine.first_device[number[host]] + gpu for host, gpu in places], dtype=np.int64)
+    order = rank_order(machine, mesh.num_ranks)
+    now, first = (Assignment(devices=each, price=pricer.price(each)) for each in (devices, order))
+    return _placement(machine, pricer, now, first, cpus or {}, exact=False, bound_s=lower_bound(machine, mesh, traffic))
+
+
+def _placement(
+    machine: Machine,
+    pricer: Pricer,
+    best: Assignment,
+    first: Assignment,
+    cpus: Mapping[str, HostCpus],
+    *,
+    exact: bool,
+    bound_s: float,
+) -> Placement:
     costs = tuple(
         TrafficCost(name=each.name, weight=each.weight, seconds=now, rank_order_s=before)
-        for each, now, before in zip(traffic, best.price.by_traffic, first.price.by_traffic, strict=True)
+        for each, now, before in zip(pricer.traffic, best.price.by_traffic, first.price.by_traffic, strict=True)
     )
     return Placement(
-        mesh=mesh,
-        seats=tuple(_seats(machine, best.devices, cpus or {})),
+        mesh=pricer.mesh,
+        seats=tuple(_seats(machine, best.devices, cpus)),
         costs=costs,
-        seconds=seconds,
+        seconds=best.price.seconds,
         rank_order_s=first.price.seconds,
-        bound_s=seconds if exact else bound_s,
+        bound_s=best.price.seconds if exact else bound_s,
         exact=exact,
     )
 
