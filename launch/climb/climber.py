@@ -57,6 +57,8 @@ class Climber:
     """Of the stack."""
     fitted: tuple[str, ...] = ()
     """What had to be changed for the recipe to run at all."""
+    plans: dict[tuple[Path, tuple[str, ...]], Plan] = field(default_factory=dict[tuple[Path, tuple[str, ...]], Plan])
+    """Of files that stay as they are, each with changes."""
     too_large: int | None = None
     """A size of microbatches that ran out of memory."""
 
@@ -72,7 +74,7 @@ class Climber:
             self.notebook.write(self._told(ended=ended))
         final = self._whole()
         recipe = self.bench.path / "recipe.toml"
-        recipe.write_text(to_toml(read(str(self.stack))))
+        recipe.write_text(to_toml(self.plan_of(self.stack).recipe))
         told = {**self._told(ended=ended), "final": final.to_json() if final else None, "stack": recipe.name}
         steps = [step.to_json() for step in self.notebook.steps]
         places = sorted(self.bench.path.glob("final*/segments"))
@@ -94,8 +96,11 @@ class Climber:
 
     def plan_of(self, recipe: Path, changes: Sequence[str] = ()) -> Plan:
         """A plan on this machine. Raises: UsageError."""
-        make_plan = self.bench.tools.make_plan or partial(plan_here, num_ranks=self.bench.asked.declared.ranks)
-        return make_plan(read(str(recipe), changes))
+        place = (recipe, tuple(changes))
+        if place not in self.plans:
+            make_plan = self.bench.tools.make_plan or partial(plan_here, num_ranks=self.bench.asked.declared.ranks)
+            self.plans[place] = make_plan(read(str(recipe), changes))
+        return self.plans[place]
 
     def _arm(self, recipe: Path, changes: Sequence[str] = ()) -> Arm:
         return Arm(name=CANDIDATE, plan=self.plan_of(recipe, changes), changes=tuple(changes))
@@ -104,13 +109,13 @@ class Climber:
         return self.bench.path / "stacks" / f"{step.index:02d}-{step.name}.toml"
 
     def _base_point(self) -> Point | None:
-        recipe = read(str(self.bench.path / "stacks" / f"{_BASE}.toml"))
+        recipe = self.plan_of(self._base_path).recipe
         found = self.screens.known.get(recipe_key(recipe))
         return Point.of_segment(found, recipe) if found else None
 
     def _told(self, *, ended: str) -> dict[str, Any]:
         base = self._base_point()
-        name = read(str(self.stack)).name
+        name = self.plan_of(self.stack).recipe.name
         return {"recipe": name, "base": vars(base) if base else None, "ended": ended}
 
     def _begin(self) -> None:
@@ -130,6 +135,7 @@ class Climber:
             bench.tools.told.say(f"{found.failure} with microbatches of {size}; {', '.join(smaller)}")
             self.too_large, self.fitted = size, smaller
             self.stack = bench.write_stack(_BASE, bench.recipe(self.stack, smaller))
+            self.plans.clear()
         if not resumed:
             self.notebook.preparation_s += max(self.screens.spent_s, self.clock() - began_s)
         for step in self.notebook.steps:
@@ -186,12 +192,14 @@ class Climber:
     def _visited(self) -> set[str]:
         """Recipes that stood already."""
         places = [self._base_path, *(self._place(step) for step in self.notebook.kept)]
-        return {recipe_key(read(str(path))) for path in places}
+        return {recipe_key(self.plan_of(path).recipe) for path in places}
 
     @property
     def _reserve_s(self) -> float:
         """For the final comparison: some pairs of the base and of what stands."""
-        stacks = [self.screens.known.get(recipe_key(read(str(path)))) for path in (self._base_path, self.stack)]
+        stacks = [
+            self.screens.known.get(recipe_key(self.plan_of(path).recipe)) for path in (self._base_path, self.stack)
+        ]
         return 4 * sum(each.seconds for each in stacks if each)
 
     @property
@@ -236,8 +244,8 @@ class Climber:
     ) -> tuple[Row | None, float | None]:
         """What one segment says: a row if that is enough to drop the change, and the ratio of the steps."""
         common: dict[str, Any] = {"index": index, "name": proposal.rung.name, "set": proposal.set}
-        recipe = read(str(self.stack), proposal.set)
-        common["changes"] = tuple(diff(read(str(self.stack)), recipe))
+        recipe = self.plan_of(self.stack, proposal.set).recipe
+        common["changes"] = tuple(diff(self.plan_of(self.stack).recipe, recipe))
         if found.failure or found.segment is None or stack.segment is None:
             return Row(verdict=FAILED, reason=f"{found.failure}: {found.reason}", **common), None
         ratio, margin = found.segment.median_s / stack.segment.median_s, self.bench.asked.declared.protocol.margin

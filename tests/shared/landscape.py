@@ -13,6 +13,24 @@ from stepladder.launch.compare.segment import Measured, Steps
 from stepladder.launch.instruments import StepTimes
 from stepladder.launch.schema import Recipe
 
+TINY = """
+name = "tiny"
+run.device = "cpu"
+[model.decoder]
+dim = 32
+num_layers = 2
+num_heads = 4
+ffn_dim = 64
+vocab_size = 64
+[data.synthetic]
+[batch]
+microbatch_size = 4
+sequence_length = 32
+[strategies.adamw]
+[strategies.clip]
+"""
+"""A recipe that is never run."""
+
 
 class Killed(BaseException):
     """What a SIGKILL does to the loop: nothing after it happens."""
@@ -35,7 +53,7 @@ class Landscape:
         if self.kill_at is not None and len(self.order) == self.kill_at:
             folder.mkdir(parents=True)
             raise Killed
-        place = "/".join(folder.parts[-4:])
+        place = "out/" + folder.as_posix().rpartition("/out/")[2]
         self.order.append(place)
         if kind := self.failure(arm.recipe):
             return Measured(arm=arm.name, seconds=self.seconds, failure=kind, reason=f"{kind} it was")
@@ -76,8 +94,8 @@ class Judge:
     """A guard that lets pass what a formula of the two recipes says."""
 
     passes: Callable[[Recipe, Recipe], bool] = lambda baseline, arm: True
-    asked: list[str] = field(default_factory=list[str])
+    asked: list[tuple[Recipe, Recipe]] = field(default_factory=list[tuple[Recipe, Recipe]])
 
     def __call__(self, baseline: Arm, arm: Arm, folder: Path) -> Parity:
-        self.asked.append(folder.parent.name)
+        self.asked.append((baseline.recipe, arm.recipe))
         return Parity(passed=self.passes(baseline.recipe, arm.recipe))

@@ -89,7 +89,8 @@ def test_a_rung_stays_only_if_it_helps(climb: Climb, tmp_path: Path) -> None:
     assert compiled.multiplier.times == pytest.approx(1 / 0.72, rel=0.01)  # on BF16, where it wins more
     assert compiled.cumulative is not None
     assert compiled.cumulative.times == pytest.approx(2 / 0.72, rel=0.01)
-    assert judge.asked == ["01-bf16", "03-compile", "final"]  # only what is faster is worth a check
+    changed = [(bool(arm.strategies.amp), bool(arm.strategies.compile)) for _, arm in judge.asked]
+    assert changed == [(True, False), (True, True), (True, True)]  # only what is faster is worth a check, and the whole
     finished = read(str(ladder.stack))
     assert finished.strategies.amp
     assert finished.strategies.compile
