@@ -46,7 +46,7 @@ def work(
         if ranks.num_ranks > 1 or owned_axes(plan.recipe.strategies):
             stack.enter_context(process_group(device, ranks, seated.store))
         folder = _agree_on_folder(plan, ranks, out=out, resume=resume, command=command)
-        said = confirm(seated, device)
+        said = confirm(seated, device, folder)
         if ranks.rank == 0 and said:
             print(*said, sep="\n", flush=True)
         if flies:

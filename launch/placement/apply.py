@@ -6,6 +6,7 @@ that the mesh stays in its natural order and its coordinates, groups and ranks a
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -119,20 +120,24 @@ def bind_cpus(wanted: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(own))
 
 
-def confirm(seated: Seated, device: "torch.device") -> list[str]:
+def confirm(seated: Seated, device: "torch.device", folder: Path) -> list[str]:
     """What there is to say, once all ranks are connected and each has compared itself with its seat. All ranks call it.
 
-    Returns: lines for rank 0 to print.
+    Leaves `placement.json` in the run folder. Returns: lines for rank 0 to print.
     """
     if seated.seat is None:
         return list(seated.said)
     own = _difference(seated, device)
-    found = gather(seated.ranks, (own, seated.bound))
-    different = [each for each, _ in found if each]
+    seat = vars(seated.seat) | {"cpus": format_numbers(seated.bound)}
+    found = gather(seated.ranks, (own, seated.bound, seat))
+    if seated.ranks.rank == 0:
+        value = {"said": seated.said, "seats": [each for _, _, each in found]}
+        (folder / "placement.json").write_text(json.dumps(value, indent=1) + "\n")
+    different = [each for each, _, _ in found if each]
     if different:
         more = f" (and {len(different) - 1} ranks more)" if len(different) > 1 else ""
         return [*seated.said, f"warning: placement: {different[0]}{more}"]
-    num_bound = sum(bool(bound) for _, bound in found)
+    num_bound = sum(bool(bound) for _, bound, _ in found)
     cpus = f"CPUs of {num_bound} of them bound, {_where(seated)}" if num_bound else "CPUs left alone"
     return [*seated.said, f"            checked: {len(found)} ranks on their hosts and devices; {cpus}"]
 
