@@ -115,3 +115,64 @@ def test_a_bad_plan_is_one_sentence_before_anything_starts(
         done = stepladder("run", tiny, "--placement", path, "--out", tmp_path / "run")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert not (tmp_path / "run").exists()
+
+
+_LOADER = """
+import os, sys
+import torch
+from stepladder.launch.placement.apply import bind_cpus
+from stepladder.strategies.base import Batch
+from stepladder.trainer.data.config import LoaderConfig
+from stepladder.trainer.data.feed import host_batches
+from stepladder.trainer.data.order import Share
+
+class WhereAmI:
+    def __len__(self):
+        return 64
+    def __getitems__(self, indices):
+        told = open("/proc/self/status").read().split("Cpus_allowed_list:")[1].split()[0]
+        return Batch(torch.tensor([int(told), os.getpid()]), torch.zeros(1))
+
+bind_cpus((int(sys.argv[1]),))
+share = Share(num_samples=64, microbatch_size=1, num_microbatches=1, rank=0, num_ranks=1, seed=0)
+batches = host_batches(WhereAmI(), share, LoaderConfig(num_workers=2), first_step=0, pin=False)
+found = [next(batches).inputs.tolist() for _ in range(4)]
+assert len({pid for _, pid in found}) == 2 and os.getpid() not in {pid for _, pid in found}
+print(*{cpu for cpu, _ in found}, flush=True)
+os._exit(0)
+"""
+
+
+def test_loader_workers_run_on_the_cpus_of_their_rank() -> None:
+    cpu = max(os.sched_getaffinity(0))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _LOADER, str(cpu)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.split() == [str(cpu)], done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_follows_a_plan_that_turns_its_ranks_round_and_learns_the_same(
+    recipe_file: Callable[..., Path], tmp_path: Path, stepladder: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    recipe = recipe_file("\n[strategies.ddp]\n")
+    cpus = sorted(os.sched_getaffinity(0))
+    seats = [{"rank": rank, "host": "here", "gpu": 1 - rank, "uuid": None, "numa_node": None, "nic": None,
+              "cpus": str(cpus[-1 - rank % len(cpus)])} for rank in range(2)]  # fmt: skip
+    figures = {"seconds": 1.0, "rank_order_s": 1.0, "bound_s": 1.0, "exact": True, "costs": []}
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"format": 1, "mesh": {"dp_replicate": 2}, "seats": seats, **figures}))
+    losses: list[list[float]] = []
+    for out, more in (("plain", []), ("planned", ["--placement", plan])):
+        folder = tmp_path / out
+        done = stepladder("run", recipe, "--ranks", 2, "--out", folder, *more, STEPLADDER_HOST="here")
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines])
+    assert losses[0] == losses[1]
+    assert f"placement   as planned in {plan}" in done.stdout
+    assert "checked: 2 ranks on their hosts and devices; CPUs of 2 of them bound" in done.stdout
+    left = json.loads((tmp_path / "planned" / "placement.json").read_text())["seats"]
+    assert [(seat["rank"], seat["gpu"], seat["cpus"]) for seat in left] == [
+        (rank, 1 - rank, seats[rank]["cpus"]) for rank in range(2)
+    ]
