@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(run)
     run.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<name>-<date>-<time>-<id>)")
     run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
+    run.add_argument(
+        "--requeue", action="store_true", help="as --resume if --out has a checkpoint, else begin: for schedulers"
+    )
     run.add_argument("--stop-after", type=int, metavar="N", help="end after N steps; schedules count on run.num_steps")
     run.add_argument("--step-times", type=Path, metavar="FILE", help="leave time and loss of every step, as JSON")
     run.add_argument(
@@ -133,9 +136,11 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         backwards=options.backwards,
     )
     instruments.check()
-    if options.resume and options.out is None:
-        raise UsageError("--resume: continue which run? give its folder with --out")
+    for said in ("resume", "requeue"):
+        if getattr(options, said) and options.out is None:
+            raise UsageError(f"--{said}: continue which run? give its folder with --out")
     ranks = Ranks.from_environment()
+    resume = options.resume or (options.requeue and _has_begun(options.out, first=ranks is None or ranks.rank == 0))
     stop = StopRequest(alone=ranks is not None and ranks.num_ranks == 1)
     if ranks is not None:
         stop.listen()  # before torch is loaded: a Ctrl-C in those two seconds must not become a traceback
@@ -151,7 +156,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
             read_plan(options.placement)  # a bad file is found before anything starts
 
-            return start(plan, given, out=options.out, resume=options.resume)
+            return start(plan, given, out=options.out, resume=resume)
         from .worker import work
 
         command = ["stepladder", *given]
@@ -159,7 +164,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
             plan,
             ranks,
             out=options.out,
-            resume=options.resume,
+            resume=resume,
             command=command,
             stop=stop,
             instruments=instruments,
@@ -170,6 +175,21 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         if ranks is None or ranks.local_rank == 0:  # every rank of a host finds the same; one says so
             _complain(getattr(error, "problems", (str(error),)))
         return ExitCode.CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.USAGE
+
+
+def _has_begun(out: Path, *, first: bool) -> bool:
+    """Whether there is a checkpoint to go on from; the `first` rank clears away a run that has none."""
+    from ..trainer.checkpoint.errors import CheckpointError
+    from ..trainer.checkpoint.manager import last_checkpoint
+    from .run_folder import start_anew
+
+    try:
+        last_checkpoint(out / "checkpoints")
+    except CheckpointError:
+        if first:
+            start_anew(out)
+        return False
+    return True
 
 
 def _check(options: argparse.Namespace, given: Sequence[str]) -> int:

@@ -111,6 +111,15 @@ def discard(folder: Path, *, ours: bool) -> None:
             empty.rmdir()
 
 
+def start_anew(folder: Path) -> None:
+    """Clear away a run that ended before its first checkpoint. Raises: UsageError if another process is writing it."""
+    if (folder / RESOLVED).is_file():
+        held = lock(folder)
+        discard(folder, ours=False)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        os.close(held)
+
+
 def environment(recipe: Recipe, command: Sequence[str]) -> dict[str, Any]:
     """Everything outside the recipe that a run may depend on: versions, host, git state, chosen variables."""
     return {
