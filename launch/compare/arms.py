@@ -16,6 +16,8 @@ from ..schema import Recipe
 from . import workload
 
 BASELINE = "baseline"
+AGAIN = "baseline-again"
+"""The baseline as its own counterpart in a calibration."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,49}")
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
 
@@ -154,6 +156,8 @@ def _name_problems(specs: Sequence[ArmSpec]) -> Iterator[str]:
                 f"arm {spec.name[:60]!r}: not a name; use up to 50 letters, digits, dots, dashes and underscores: "
                 "--arm NAME=a.b=value"
             )
+        elif spec.name.lower().endswith(".json") or spec.name.lower() == AGAIN:
+            yield f"arm {spec.name}: is what the comparison itself calls a file or a segment; choose another name"
         elif spec.name.lower() in seen:
             taken = "is the recipe itself" if spec.name.lower() == BASELINE else "is the name of another arm"
             yield f"arm {spec.name}: {taken}; choose another name"

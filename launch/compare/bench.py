@@ -117,7 +117,7 @@ class Bench:
         tools = self.tools
         told = replace(tools.told, opened=_nobody)
         found = compare(asked, told=told, guard=self._guard, measure=tools.measure, make_plan=tools.make_plan)
-        if self.calibration is None:
+        if self.calibration is None and (folder / _CALIBRATION).exists():  # not if no arm came through its pilot
             self.calibration = folder / _CALIBRATION
         return found
 
@@ -212,7 +212,7 @@ def is_faster(arm: ArmResult) -> bool:
 
 def spent_in(segments: Path) -> float:
     """Time of all finished segments of a comparison."""
-    return sum(float(json.loads(file.read_text())["seconds"]) for file in segments.glob("*.json"))
+    return sum(float(json.loads(file.read_text())["seconds"]) for file in segments.glob("[!.]*.json"))
 
 
 def open_bench(kind: str, asked: Asked, told: Mapping[str, Any], tools: Tools) -> Bench:

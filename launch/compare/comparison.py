@@ -13,11 +13,11 @@ from ..errors import ExitCode, UsageError
 from ..plan import plan_here
 from .arms import BASELINE, Arm, ArmSpec, MakePlan, read_arms
 from .declared import Declared, identity, machine
-from .experiment import Experiment, Measure, Told, all_places
+from .experiment import Experiment, Measure, Told
 from .page import leave_page
 from .results import Results, Sameness, collect
 from .segment import Steps, run_segment
-from .store import Store, default_name, read_json, write_json
+from .store import Store, all_places, default_name, read_json, write_json
 from .why import Why, explain, profile_arm, traces_of
 
 Guard = Callable[[Arm, Arm, Path], Sameness]
@@ -69,6 +69,12 @@ def compare(
     try:
         told.opened(store.path)
         return _compare(asked, arms, store, told, here, guard, measure)
+    except OSError as error:
+        why = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        raise UsageError(
+            f"{store.path}: the comparison cannot go on ({why}); what was measured is kept: put that right, then go on "
+            f"with --out {store.path} --resume"
+        ) from error
     finally:
         store.close()
 
@@ -120,8 +126,8 @@ def arms_of(asked: Asked, make_plan: MakePlan | None = None) -> tuple[Arm, ...]:
     found = [*asked.refused, *asked.declared.problems()]
     if asked.resume and asked.out is None:
         found.append("--resume: continue which comparison? give its folder with --out")
-    if asked.price_per_device_hour is not None and asked.price_per_device_hour < 0:
-        found.append(f"--price-per-device-hour {asked.price_per_device_hour}: must not be negative")
+    if asked.price_per_device_hour is not None and not 0 <= asked.price_per_device_hour < float("inf"):
+        found.append(f"--price-per-device-hour {asked.price_per_device_hour}: must be a number, and not negative")
     try:
         arms = read_arms(
             asked.recipe,

@@ -20,8 +20,12 @@ from .calibration import CALIBRATION_PAIRS
 from .sequential import MIN_PAIRS, Protocol
 from .workload import measured_part
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)\s*(s|sec|m|min|h|d)\s*)+|\d+(?:\.\d+)?", re.ASCII)
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
+_LONGEST_S = 366 * 86400
+_MOST_PAIRS = 128
+"""More take minutes to plan, and would find what no run of a day is sure of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,9 @@ class Declared:
             found.append(f"--window-steps {self.window_steps}: too few for a median; measure 5 at least, 20 by default")
         if not 0 <= self.window_s < float("inf"):
             found.append(f"--window-seconds {self.window_s}: not a time; give 2, or 0 for no least time")
+        if max(self.protocol.max_pairs, self.calibration_pairs) > _MOST_PAIRS:
+            option = "pairs" if self.protocol.max_pairs > _MOST_PAIRS else "calibration-pairs"
+            found.append(f"--{option}: {_MOST_PAIRS} are the most that can be planned; allow fewer, 16 by default")
         if self.calibration_pairs < MIN_PAIRS:
             found.append(
                 f"--calibration-pairs {self.calibration_pairs}: too few for a noise floor; measure {MIN_PAIRS} at "
@@ -66,11 +73,13 @@ def make_protocol(*, max_pairs: int, margin: float, alpha: float) -> Protocol:
 
 
 def seconds_of(text: str, option: str) -> float:
-    """`90`, `90s`, `10m`, `1.5h`. Raises: UsageError."""
-    found = _DURATION.fullmatch(text.strip())
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"{option} {text}: not a time; write for example 90s, 10m or 1h")
-    return float(found[1]) * _SECONDS[found[2]]
+    """`90`, `90s`, `10m`, `1.5h`, `1h30m`. Raises: UsageError."""
+    seconds = 0.0
+    if _DURATION.fullmatch(text.strip()):
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
+    if not 0 < seconds <= _LONGEST_S:
+        raise UsageError(f"{option} {text[:60]}: not a time; write for example 90s, 10m or 1h30m")
+    return seconds
 
 
 def share_of(text: str, option: str) -> float:

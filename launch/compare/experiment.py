@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol as Interface
 
 from . import budget
-from .arms import BASELINE, Arm
-from .calibration import Calibration, calibrate
+from .arms import AGAIN, BASELINE, Arm
+from .calibration import Calibration, assumed, calibrate
 from .declared import Declared, key_of, machine
 from .design import Slot, log_differences, round_order
 from .estimate import MIN_WARMUP_STEPS
@@ -26,7 +26,6 @@ from .store import KeptCalibration, Place, Store, calibration_file, token_times
 
 MAX_FAILURES = 2
 """Segments of an arm that may fail; it is given up with the last of them."""
-_AGAIN = "baseline-again"
 _LONGEST_WARMUP = 4 * MIN_WARMUP_STEPS
 _MOST_STEPS = 2000
 _PATIENCE = 10.0
@@ -105,10 +104,12 @@ class Experiment:
         steps = Steps(window=max(wanted.window, kept.window if kept else 0), max_warmup=wanted.max_warmup)
         if not fits:
             kept, steps = None, wanted
+        open_arms = [arm for arm in self.names[1:] if arm not in self.failed]
+        if not open_arms:
+            return self._rounds(kept.calibration if kept else assumed(), math.inf, steps)
         self._check_budget(calibrated=kept is not None)
         calibration = self._calibrated(kept, steps)
-        open_arms = [arm for arm in self.names[1:] if arm not in self.failed]
-        mde = minimum_detectable_effect(calibration, self.declared.protocol, num_arms=max(1, len(open_arms)))
+        mde = minimum_detectable_effect(calibration, self.declared.protocol, num_arms=len(open_arms))
         self.told.say(prospect_line(mde, self.declared.protocol.max_pairs))
         return self._rounds(calibration, mde, steps)
 
@@ -124,7 +125,9 @@ class Experiment:
 
     def patience_s(self, arm: str) -> float | None:
         """How long a segment may take: by the pilot of its arm, else that of the baseline, else by the budget."""
-        for name, least_s in ((arm, _LEAST_TIMEOUT_S), (BASELINE, _LEAST_PILOT_TIMEOUT_S)):
+        # A pilot may take long, for it compiles; but one that hangs must not take more than there is.
+        left_s = math.inf if self.budget_s is None else self.budget_s - self.store.spent_s
+        for name, least_s in ((arm, _LEAST_TIMEOUT_S), (BASELINE, min(_LEAST_PILOT_TIMEOUT_S, left_s))):
             if pilot := self.store.measured.get(Place(phase="pilot", round=0, arm=name)):
                 return max(least_s, _PATIENCE * pilot.seconds)
         return self.budget_s
@@ -167,7 +170,7 @@ class Experiment:
             kept.write(own_file)
             self.told.say(f"noise floor kept from {kept.measured_on}: {floor_line(kept.calibration)}")
             return kept.calibration
-        names, baseline = (BASELINE, _AGAIN), self.arms[0]
+        names, baseline = (BASELINE, AGAIN), self.arms[0]
         medians: dict[Slot, float] = {}
         seconds: list[float] = []
         num_pairs = self.declared.calibration_pairs
@@ -182,7 +185,7 @@ class Experiment:
                     medians[Slot(round=index, arm=name)] = found.segment.median_s
         source = f"{num_pairs} pairs of the recipe against itself, on this machine"
         try:
-            calibration = calibrate(log_differences(medians, baseline=BASELINE, candidate=_AGAIN), source=source)
+            calibration = calibrate(log_differences(medians, baseline=BASELINE, candidate=AGAIN), source=source)
         except ValueError as error:
             raise ExperimentError(f"too many segments of the baseline fail: {error}") from error
         new = KeptCalibration(
@@ -192,7 +195,10 @@ class Experiment:
             measured_on=datetime.date.today().isoformat(),
         )
         new.write(own_file)
-        new.write(calibration_file(key_of(baseline, self.declared, machine())))
+        try:
+            new.write(calibration_file(key_of(baseline, self.declared, machine())))
+        except OSError as error:  # the folder of the comparison has it
+            self.told.say(f"note: the noise floor is not kept for later comparisons ({error.strerror})")
         self.told.say(f"noise floor: {floor_line(calibration)}")
         return calibration
 
@@ -220,7 +226,7 @@ class Experiment:
         for index in range(max_pairs):
             waiting = [name for name in candidates if not _is_over(verdicts.get(name)) and name not in self.failed]
             if not waiting:
-                ended = "every arm is decided"
+                ended = "every arm is decided" if verdicts else "no arm could be measured"
                 break
             if not self._affords(index, waiting):
                 ended = f"the budget of {self.budget_s:.0f} s is spent"
@@ -284,12 +290,3 @@ class Experiment:
 
 def _is_over(verdict: Verdict | None) -> bool:
     return verdict is not None and verdict.kind is not Kind.CONTINUE
-
-
-def all_places(names: Sequence[str], declared: Declared) -> list[Place]:
-    """Every segment that a comparison can have."""
-    found = [Place(phase="pilot", round=0, arm=name) for name in names]
-    calibration = range(declared.calibration_pairs)
-    found += [Place(phase="calibration", round=i, arm=name) for i in calibration for name in (BASELINE, _AGAIN)]
-    pairs = range(declared.protocol.max_pairs)
-    return found + [Place(phase="pair", round=i, arm=name) for i in pairs for name in names]

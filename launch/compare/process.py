@@ -21,6 +21,7 @@ from ..schema import Recipe
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", run_folder.FOLDER_VARIABLE)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _LEFT_S = 60.0
+_LONGEST_OUTPUT = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +82,15 @@ def run_recipe(
         seconds=time.monotonic() - started_s,
         started_at=started_at,
         reason=str(ended["reason"]) if ended else None,
-        output=(folder / "output.txt").read_text(errors="replace"),
+        output=_tail(folder / "output.txt"),
     )
+
+
+def _tail(path: Path) -> str:
+    """The end of what a run has printed, which may be anything."""
+    with path.open("rb") as output:
+        output.seek(max(0, output.seek(0, os.SEEK_END) - _LONGEST_OUTPUT))
+        return output.read().decode(errors="replace")
 
 
 def _end_with_parent() -> None:

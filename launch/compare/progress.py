@@ -1,5 +1,6 @@
 """How far a comparison is: lines, and on a terminal a bar with the time that is left at most."""
 
+import contextlib
 import math
 import sys
 from dataclasses import dataclass, field
@@ -24,8 +25,9 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Write lines, the bar out of their way."""
-        self.clear()
-        print(line, file=self.lines, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop measuring
+            self.clear()
+            print(line, file=self.lines, flush=True)
 
     def show(self, what: str, done: float, left_s: float) -> None:
         """Draw the bar. done: share from 0 to 1. left_s: infinite if it is not known."""

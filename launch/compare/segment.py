@@ -1,6 +1,9 @@
 """One segment of a comparison: a fresh process group trains an arm, and leaves the time of every step."""
 
+import errno
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from .workload import measured_part
 _NO_MEMORY = ("out of memory", "outofmemoryerror", "defaultcpuallocator", "cannot allocate memory")
 _KILLED = (-9, 137)
 _LONGEST_REASON = 400
+_FULL = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,7 @@ def run_segment(
     file = folder / "steps.json"
     arguments = ("--stop-after", str(steps.num_steps), "--step-times", str(file))
     ended = run_recipe(recipe, folder, arguments, num_ranks=num_ranks, timeout_s=timeout_s)
+    _refuse_full_disk(ended, folder)
     times: StepTimes | None = None
     if ended.code == ExitCode.DONE:
         try:
@@ -107,6 +112,13 @@ def run_segment(
         except (OSError, ValueError, TypeError) as error:
             return _failed(arm, ended, "crash", f"left no times ({error})")
     return judge_times(arm, ended, times, steps)
+
+
+def _refuse_full_disk(ended: Ended, folder: Path) -> None:
+    """A run that failed because the disk is full says nothing of its arm. Raises: OSError, to go on with --resume."""
+    told = ended.code != ExitCode.DONE and os.strerror(errno.ENOSPC) in ended.output
+    if told and shutil.disk_usage(folder).free < _FULL:  # else it was another place, as shared memory that loaders fill
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def judge_times(arm: Arm, ended: Ended, times: StepTimes | None, steps: Steps) -> Measured:

@@ -68,7 +68,7 @@ class Settings:
             found.append(f"--ranks {self.ranks}: a run needs at least 1 rank")
         margin = read(lambda: share_of(self.margin, "--margin"), 0.01)
         protocol = read(lambda: make_protocol(max_pairs=self.pairs, margin=margin, alpha=self.alpha), Protocol())
-        budget_s = read(lambda: seconds_of(self.budget, "--budget") if self.budget else None, None)
+        budget_s = read(lambda: None if self.budget is None else seconds_of(self.budget, "--budget"), None)
         return Asked(
             recipe=self.recipe,
             arms=arms,

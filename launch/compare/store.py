@@ -1,5 +1,6 @@
 """The folder of a comparison: every finished segment is on disk at once, so that only the running one can be lost."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -14,9 +15,9 @@ from ...trainer.data.tokens import cache_folder
 from .. import run_folder
 from ..errors import UsageError
 from ..recipe import to_toml
-from .arms import Arm
+from .arms import AGAIN, BASELINE, Arm
 from .calibration import Calibration
-from .declared import differences
+from .declared import Declared, differences
 from .design import Slot
 from .estimate import Estimate
 from .segment import Measured
@@ -24,6 +25,8 @@ from .segment import Measured
 EXPERIMENT = "experiment.json"
 RESULTS = "results.json"
 _KEPT_DAYS = 14
+_OURS = {EXPERIMENT, RESULTS, "segments", "recipes", "why", "sameness", "calibration.json", "report.html", ".lock"}
+"""What a folder may hold in which a comparison begins: what one that was killed at its beginning has left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,38 +67,54 @@ class Store:
 
     @staticmethod
     def begin(path: Path, arms: Sequence[Arm], identity: Mapping[str, Any], *, command: Sequence[str]) -> "Store":
-        """A new folder. Raises: UsageError if it cannot be made, or holds a comparison."""
-        if (path / EXPERIMENT).exists():
-            raise UsageError(
-                f"--out {path}: holds a comparison already; add --resume to continue it, or choose another"
-            )
+        """A new folder. Raises: UsageError if it cannot be made, or holds a comparison or anything else."""
+        store = Store(path=path)
         try:
-            (path / "segments").mkdir(parents=True, exist_ok=True)
-            (path / "recipes").mkdir(exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
+            if others := sorted({each.name for each in path.iterdir()} - _OURS):
+                raise UsageError(f"--out {path}: holds other things ({others[0]}); choose a new folder")
+            store.held = run_folder.lock(path)  # before anything is written that another comparison could be reading
+            if (path / EXPERIMENT).exists():
+                raise UsageError(
+                    f"--out {path}: holds a comparison already; add --resume to continue it, or choose another"
+                )
+            for name in ("segments", "recipes"):
+                (path / name).mkdir(exist_ok=True)
             for arm in arms:
                 (path / "recipes" / f"{arm.name}.toml").write_text(to_toml(arm.recipe))
-        except OSError as error:
-            raise UsageError(f"--out {path}: cannot be written ({error.strerror}); choose another folder") from error
-        held = run_folder.lock(path)
-        changes = {arm.name: list(arm.changes) for arm in arms}
-        environment = run_folder.environment(arms[0].recipe, command)
-        write_json(path / EXPERIMENT, {**identity, "changes": changes, "environment": environment})
-        return Store(path=path, held=held)
+            changes = {arm.name: list(arm.changes) for arm in arms}
+            environment = run_folder.environment(arms[0].recipe, command)
+            write_json(path / EXPERIMENT, {**identity, "changes": changes, "environment": environment})
+        except (OSError, ValueError) as error:  # an embedded null is a ValueError
+            store.close()
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"--out {path}: cannot be written ({why}); choose another folder") from error
+        except UsageError:
+            store.close()
+            raise
+        return store
 
     @staticmethod
     def resume(path: Path, identity: Mapping[str, Any], places: Sequence[Place]) -> "Store":
         """A folder that holds a part of this comparison. Raises: UsageError if it holds none, or another one."""
+        begun = read_json(path / EXPERIMENT)
+        if begun is None:
+            raise UsageError(f"--resume: {path} holds no comparison; give the folder of one with --out")
         try:
-            begun = json.loads((path / EXPERIMENT).read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--resume: {path} holds no comparison; give the folder of one with --out") from error
-        if other := differences(begun, identity):
+            other = differences(begun, identity)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UsageError(f"--resume: {path / EXPERIMENT} is damaged; begin a new comparison") from error
+        if other:
             raise UsageError(f"--resume: {path} holds another comparison ({'; '.join(other)}); begin a new one")
-        store = Store(path=path, held=run_folder.lock(path))
+        try:
+            store = Store(path=path, held=run_folder.lock(path))
+        except OSError as error:
+            raise UsageError(f"--resume: {path} cannot be written ({error.strerror}); make it writable") from error
         for place in places:
-            file = store.file_of(place)
-            if file.is_file():
-                store.measured[place] = Measured.from_json(json.loads(file.read_text()))
+            told = read_json(store.file_of(place))
+            with contextlib.suppress(LookupError, TypeError, ValueError):  # a damaged segment is measured again
+                if told is not None:
+                    store.measured[place] = Measured.from_json(told)
         return store
 
     def file_of(self, place: Place) -> Path:
@@ -150,8 +169,13 @@ class KeptCalibration:
     def read(path: Path, *, today: datetime.date | None = None) -> "KeptCalibration | None":
         """The one that is kept there; None if there is none, or it is too old to say what the machine is like now."""
         told = read_json(path)
-        if told is None:
+        try:
+            return None if told is None else KeptCalibration._of(told, today)
+        except (LookupError, TypeError, ValueError, AttributeError):  # damaged: it is measured anew
             return None
+
+    @staticmethod
+    def _of(told: Mapping[str, Any], today: datetime.date | None) -> "KeptCalibration | None":
         if today is not None:
             age = today - datetime.date.fromisoformat(told["measured_on"])
             if age > datetime.timedelta(days=_KEPT_DAYS):
@@ -164,6 +188,15 @@ class KeptCalibration:
         values: dict[str, Any] = dict(told)
         values["calibration"] = Calibration(**calibration)
         return KeptCalibration(**values)
+
+
+def all_places(names: Sequence[str], declared: Declared) -> list[Place]:
+    """Every segment that a comparison can have."""
+    found = [Place(phase="pilot", round=0, arm=name) for name in names]
+    calibration = range(declared.calibration_pairs)
+    found += [Place(phase="calibration", round=i, arm=name) for i in calibration for name in (BASELINE, AGAIN)]
+    pairs = range(declared.protocol.max_pairs)
+    return found + [Place(phase="pair", round=i, arm=name) for i in pairs for name in names]
 
 
 def token_times(measured: Mapping[Place, Measured], *, num_rounds: int) -> dict[Slot, float]:

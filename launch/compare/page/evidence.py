@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from ..arms import BASELINE
+from ..arms import AGAIN, BASELINE
 from ..design import log_differences
 from ..judge import interval_of
 from ..results import ArmResult
@@ -19,7 +19,6 @@ from .load import Compared
 
 _MOST_POINTS = 600
 _ROUNDING = 1e-12
-_AGAIN = "baseline-again"
 Row = dict[str, Any]
 
 
@@ -195,4 +194,4 @@ def _bias(told: Mapping[str, Any]) -> Row:
 
 def _arm(name: str) -> str:
     """Whose recipe a segment ran: the second baseline of a calibration is the first."""
-    return BASELINE if name == _AGAIN else name
+    return BASELINE if name == AGAIN else name
