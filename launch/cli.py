@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..strategies.errors import PluginError
 from . import climb_command, compare_command, place_command, topo_command, trace_command
+from .engines import job
 from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--no-affinity", action="store_true", help="leave ranks on all CPUs, whatever their seats")
     run.add_argument("--witness", type=Path, help=argparse.SUPPRESS)  # exact numbers, for the guard of `compare`
     run.add_argument("--backwards", action="store_true", help=argparse.SUPPRESS)
+    job.add_arguments(run)
     run.set_defaults(command=_run)
 
     check = commands.add_parser("check", help="say what a recipe means, or everything that is wrong with it")
@@ -84,13 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     trace_command.add_arguments(trace)
     trace.set_defaults(command=trace_command.run)
 
-    compare = commands.add_parser("compare", help="which of several recipes is faster, by how much, and why")
-    compare_command.add_arguments(compare)
-    compare.set_defaults(command=compare_command.run)
-
-    climb = commands.add_parser("climb", help="make a recipe faster by itself, and keep a notebook")
-    climb_command.add_arguments(climb)
-    climb.set_defaults(command=climb_command.run)
+    _add_measuring(commands)
 
     topo = commands.add_parser("topo", help="how this machine's GPUs are connected, what is slow, what is odd")
     topo_command.add_arguments(topo)
@@ -111,6 +107,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_measuring(commands: Any) -> None:
+    """Commands that run recipes in order to measure them."""
+    compare = commands.add_parser("compare", help="which of several recipes is faster, by how much, and why")
+    compare_command.add_arguments(compare)
+    compare.set_defaults(command=compare_command.run)
+
+    climb = commands.add_parser("climb", help="make a recipe faster by itself, and keep a notebook")
+    climb_command.add_arguments(climb)
+    climb.set_defaults(command=climb_command.run)
+
+
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
     parser.add_argument(
@@ -129,6 +136,8 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from .instruments import Instruments
     from .ranks import Ranks, StopRequest
 
+    if job.check_options(options):
+        return _hand_over(options)
     instruments = Instruments(
         stop_after=options.stop_after,
         step_times=options.step_times,
@@ -175,6 +184,20 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         if ranks is None or ranks.local_rank == 0:  # every rank of a host finds the same; one says so
             _complain(getattr(error, "problems", (str(error),)))
         return ExitCode.CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.USAGE
+
+
+def _hand_over(options: argparse.Namespace) -> int:
+    """Give the run to a scheduler of other machines."""
+    from .engines import kubernetes, slurm
+
+    wanted = job.job_of(options)
+    if options.kubernetes:
+        made = kubernetes.manifest(wanted, image=options.image, runtime=options.runtime)
+        print(kubernetes.to_yaml(made), end="")
+        return ExitCode.DONE
+    text = slurm.script(wanted, options.sbatch)
+    print(*([text.rstrip()] if options.dry_run else slurm.submit(wanted, text)), sep="\n")
+    return ExitCode.DONE
 
 
 def _has_begun(out: Path, *, first: bool) -> bool:
