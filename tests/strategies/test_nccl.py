@@ -116,7 +116,13 @@ def test_a_worker_sets_the_environment_before_anything_else_and_keeps_what_is_se
     ranks = Ranks(rank=0, local_rank=0, num_ranks=2)
     with pytest.raises(UsageError, match="far enough"):
         worker.work(
-            plan_of({"max_ctas": 8, "nvls": False}), ranks, out=Path("x"), resume=False, command=[], stop=StopRequest()
+            plan_of({"max_ctas": 8, "nvls": False}),
+            ranks,
+            out=Path("x"),
+            resume=False,
+            command=[],
+            stop=StopRequest(),
+            placement="none",
         )
     assert (seen["NCCL_MAX_CTAS"], seen["NCCL_NVLS_ENABLE"]) == ("8", "1")
 
