@@ -51,23 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stepladder {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="train a recipe; starts its ranks, or is one of them under torchrun")
-    _recipe_arguments(run)
-    run.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<name>-<date>-<time>-<id>)")
-    run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
-    run.add_argument(
-        "--requeue", action="store_true", help="as --resume if --out has a checkpoint, else begin: for schedulers"
-    )
-    run.add_argument("--stop-after", type=int, metavar="N", help="end after N steps; schedules count on run.num_steps")
-    run.add_argument("--step-times", type=Path, metavar="FILE", help="leave time and loss of every step, as JSON")
-    run.add_argument(
-        "--placement", default="auto", metavar="HOW", help="which rank goes where: auto, none, rank-order, or a plan"
-    )
-    run.add_argument("--no-affinity", action="store_true", help="leave ranks on all CPUs, whatever their seats")
-    run.add_argument("--witness", type=Path, help=argparse.SUPPRESS)  # exact numbers, for the guard of `compare`
-    run.add_argument("--backwards", action="store_true", help=argparse.SUPPRESS)
-    job.add_arguments(run)
-    run.set_defaults(command=_run)
+    _add_run(commands)
 
     check = commands.add_parser("check", help="say what a recipe means, or everything that is wrong with it")
     _recipe_arguments(check)
@@ -105,6 +89,26 @@ def _parser() -> argparse.ArgumentParser:
     keys = commands.add_parser("keys", help="every key of a recipe with its type, default and meaning (Markdown)")
     keys.set_defaults(command=_keys)
     return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser("run", help="train a recipe; starts its ranks, or is one of them under torchrun")
+    _recipe_arguments(run)
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<name>-<date>-<time>-<id>)")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
+    run.add_argument(
+        "--requeue", action="store_true", help="as --resume if --out has a checkpoint, else begin: for schedulers"
+    )
+    run.add_argument("--stop-after", type=int, metavar="N", help="end after N steps; schedules count on run.num_steps")
+    run.add_argument("--step-times", type=Path, metavar="FILE", help="leave time and loss of every step, as JSON")
+    run.add_argument(
+        "--placement", default="auto", metavar="HOW", help="which rank goes where: auto, none, rank-order, or a plan"
+    )
+    run.add_argument("--no-affinity", action="store_true", help="leave ranks on all CPUs, whatever their seats")
+    run.add_argument("--witness", type=Path, help=argparse.SUPPRESS)  # exact numbers, for the guard of `compare`
+    run.add_argument("--backwards", action="store_true", help=argparse.SUPPRESS)
+    job.add_arguments(run)
+    run.set_defaults(command=_run)
 
 
 def _add_measuring(commands: Any) -> None:
