@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-parallel test-fuzz test-fuzz-topo test-advice test-guard lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-trace clean
+.PHONY: help demo test test-netns test-slurm bench-place test-parallel test-fuzz test-fuzz-topo test-advice test-guard lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-trace clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -38,6 +38,16 @@ test-guard: $(READY) ## how small an error in the mathematics of an arm the pari
 
 test-fuzz-topo: $(READY) ## 20,000 damaged outputs of nvidia-smi and its kin through the reader
 	$(BIN)/python tests/fuzz/run_topology_fuzz.py
+
+test-netns: $(READY) ## torchrun over hosts in network namespaces, joined in the wrong order, killed, swapped; asks for root
+	$(BIN)/pytest tests/netns
+
+test-slurm: $(READY) ## a real Slurm of two nodes on this machine (Debian's, installed if root), in some minutes
+	tests/slurm/install.sh
+	$(BIN)/pytest tests/slurm
+
+bench-place: $(READY) ## a step of TP x DP over shaped links, ranks placed badly, in order and by us; asks for root, 5 minutes
+	$(BIN)/python benchmarks/place.py
 
 bench-placement: $(READY) ## modelled gains of placement on known machines, and of 16,384 GPUs the time to find it
 	$(BIN)/python benchmarks/placement_model.py

@@ -93,6 +93,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="train a recipe; starts its ranks, or is one of them under torchrun")
+    _run_arguments(run)
+    run.set_defaults(command=_run)
+
+
+def _add_measuring(commands: Any) -> None:
+    """Commands that run recipes in order to measure them."""
+    compare = commands.add_parser("compare", help="which of several recipes is faster, by how much, and why")
+    compare_command.add_arguments(compare)
+    compare.set_defaults(command=compare_command.run)
+
+    climb = commands.add_parser("climb", help="make a recipe faster by itself, and keep a notebook")
+    climb_command.add_arguments(climb)
+    climb.set_defaults(command=climb_command.run)
+
+
+def _run_arguments(run: argparse.ArgumentParser) -> None:
     _recipe_arguments(run)
     run.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<name>-<date>-<time>-<id>)")
     run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
@@ -108,18 +124,6 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--witness", type=Path, help=argparse.SUPPRESS)  # exact numbers, for the guard of `compare`
     run.add_argument("--backwards", action="store_true", help=argparse.SUPPRESS)
     job.add_arguments(run)
-    run.set_defaults(command=_run)
-
-
-def _add_measuring(commands: Any) -> None:
-    """Commands that run recipes in order to measure them."""
-    compare = commands.add_parser("compare", help="which of several recipes is faster, by how much, and why")
-    compare_command.add_arguments(compare)
-    compare.set_defaults(command=compare_command.run)
-
-    climb = commands.add_parser("climb", help="make a recipe faster by itself, and keep a notebook")
-    climb_command.add_arguments(climb)
-    climb.set_defaults(command=climb_command.run)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
