@@ -10,12 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..compare.arms import Arm
-from ..compare.bench import Bench, Tools, open_bench
+from ..compare.bench import Bench, Tools, open_bench, real_measure
 from ..compare.comparison import Asked
 from ..compare.declared import machine
-from ..compare.experiment import Measure
-from ..compare.segment import Measured, Steps, run_segment
 from ..errors import UsageError
 from ..recipe import recipe_hash
 from . import profile as profiles
@@ -56,7 +53,8 @@ def climb(
     told = {"recipe": recipe_hash(base), "guarded": asked.guarded, "machine": machine()}
     bench = open_bench("climb", asked, told, tools)
     try:
-        measure = tools.measure or _real(declared.ranks)
+        # Segments log as their recipe says, since that may be what is slow.
+        measure = tools.measure or real_measure(declared.ranks, keep_log_every=True)
         screens = Screens(path=bench.path / "screens", declared=declared, measure=measure)
         bench.tools = replace(tools, measure=screens.as_pilots())
         return Climber(
@@ -68,15 +66,6 @@ def climb(
         ).run()
     finally:
         bench.close()
-
-
-def _real(num_ranks: int | None) -> Measure:
-    """Segments that log as their recipe says, since that may be what is slow."""
-
-    def measure(arm: Arm, folder: Path, steps: Steps, *, timeout_s: float | None) -> Measured:
-        return run_segment(arm, folder, steps, keep_log_every=True, num_ranks=num_ranks, timeout_s=timeout_s)
-
-    return measure
 
 
 def summary(found: Climb) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..compare.arms import Arm
+from ..compare.bench import PILOT, patience_s
 from ..compare.declared import Declared
 from ..compare.estimate import MIN_WARMUP_STEPS
 from ..compare.experiment import Measure
@@ -17,10 +18,6 @@ from ..schema import Recipe
 
 _LONGEST_WARMUP = 4 * MIN_WARMUP_STEPS
 _MOST_STEPS = 2000
-_PATIENCE = 10.0
-_LEAST_TIMEOUT_S = 1800.0
-"""A first compilation may take that long."""
-_PILOT = "pilot-"
 
 
 def key_of(recipe: Recipe) -> str:
@@ -48,7 +45,7 @@ class Screens:
         """The segment of a recipe, measured now unless it is known. stack: of what the recipe is a change of."""
         key = key_of(arm.recipe)
         if key not in self.known:
-            timeout_s = max(_LEAST_TIMEOUT_S, _PATIENCE * stack.seconds) if stack else None
+            timeout_s = patience_s(stack.seconds) if stack else None
             found = self.measure(arm, self.path / name, self._steps(stack), timeout_s=timeout_s)
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / f"{name}.json", {"recipe": key, "measured": found.to_json()})
@@ -77,7 +74,7 @@ class Screens:
 
         def measure(arm: Arm, folder: Path, steps: Steps, *, timeout_s: float | None) -> Measured:
             known = self.known.get(key_of(arm.recipe))
-            if known is not None and folder.name.startswith(_PILOT):
+            if known is not None and folder.name.startswith(PILOT):
                 return replace(known, arm=arm.name)
             return self.measure(arm, folder, steps, timeout_s=timeout_s)
 
@@ -86,5 +83,5 @@ class Screens:
 
 def spent_beyond_pilots(segments: Path) -> float:
     """Time of the segments of a comparison but for its pilots, which are screens."""
-    files = (file for file in segments.glob("*.json") if not file.name.startswith(_PILOT))
+    files = (file for file in segments.glob("*.json") if not file.name.startswith(PILOT))
     return sum(float(json.loads(file.read_text())["seconds"]) for file in files)

@@ -6,6 +6,7 @@ being measured again.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from ..errors import UsageError
 from ..plan import plan_here
 from ..recipe import read, to_toml
 from ..schema import Recipe
-from .arms import ArmSpec, MakePlan
+from .arms import BASELINE, Arm, ArmSpec, MakePlan
 from .comparison import Asked, Guard, arms_of, compare, fresh_guard
 from .declared import machine
 from .experiment import ExperimentError, Measure, Told
@@ -26,10 +27,16 @@ from .judge import Kind
 from .page import leave_page
 from .results import ArmResult, Results
 from .rungs import FAILED, NOT_TRIED, REFUSED, Point, Row, Rung, finding_of
+from .segment import Measured, Steps, run_segment
 from .store import KeptCalibration, default_name, write_json
 
 CANDIDATE = "candidate"
+PILOT = "pilot-"
+"""How the folders of segments begin that are not counted."""
 _CALIBRATION = "calibration.json"
+_PATIENCE = 5.0
+_LEAST_PATIENCE_S = 300.0
+"""A change is not waited for longer than this, or than so many times what its baseline takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +58,26 @@ class Bench:
     """What all of them have in common; its recipe is the first baseline."""
     tools: Tools
     held: int | None = None
+    keep_log_every: bool = False
+    """Whether segments log as their recipe says, because a change of that is among what is tried."""
     calibration: Path | None = None
     """Of the first comparison. Its noise is taken for that of the later ones, unless their windows are far longer."""
+
+    @property
+    def _measure(self) -> Measure:
+        """Segments of this bench, without patience for a change that is hopelessly slow."""
+        measure = self.tools.measure or real_measure(self.asked.declared.ranks, keep_log_every=self.keep_log_every)
+        baseline_s = 0.0
+
+        def patient(arm: Arm, folder: Path, steps: Steps, *, timeout_s: float | None) -> Measured:
+            nonlocal baseline_s
+            if folder.name.startswith(PILOT) and arm.name != BASELINE and baseline_s:
+                timeout_s = min(timeout_s or math.inf, patience_s(baseline_s))
+            found = measure(arm, folder, steps, timeout_s=timeout_s)
+            baseline_s = found.seconds if arm.name == BASELINE else baseline_s
+            return found
+
+        return patient
 
     @property
     def _guard(self) -> Guard:
@@ -116,7 +141,7 @@ class Bench:
         self._share_calibration(folder)
         tools = self.tools
         told = replace(tools.told, opened=_nobody)
-        found = compare(asked, told=told, guard=self._guard, measure=tools.measure, make_plan=tools.make_plan)
+        found = compare(asked, told=told, guard=self._guard, measure=self._measure, make_plan=tools.make_plan)
         if self.calibration is None and (folder / _CALIBRATION).exists():  # not if no arm came through its pilot
             self.calibration = folder / _CALIBRATION
         return found
@@ -203,6 +228,20 @@ class Tried:
 
 def _nobody(folder: Path) -> None:
     """Folders within the folder are not told of."""
+
+
+def patience_s(baseline_s: float) -> float:
+    """How long a change is waited for, where its baseline takes this long."""
+    return max(_LEAST_PATIENCE_S, _PATIENCE * baseline_s)
+
+
+def real_measure(num_ranks: int | None, *, keep_log_every: bool) -> Measure:
+    """Segments as processes."""
+
+    def measure(arm: Arm, folder: Path, steps: Steps, *, timeout_s: float | None) -> Measured:
+        return run_segment(arm, folder, steps, keep_log_every=keep_log_every, num_ranks=num_ranks, timeout_s=timeout_s)
+
+    return measure
 
 
 def is_faster(arm: ArmResult) -> bool:

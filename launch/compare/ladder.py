@@ -46,6 +46,7 @@ def climb_ladder(asked: Asked, rungs: Sequence[Rung], *, tools: Tools | None = N
     tools = tools or Tools()
     check(asked, rungs, tools)
     bench = open_bench("ladder", asked, _declared(asked, rungs, tools), tools)
+    bench.keep_log_every = any(change.startswith("run.log_every") for rung in rungs for change in rung.set)
     try:
         return _climbed(bench, rungs)
     finally:
