@@ -3,7 +3,9 @@
 import errno
 import math
 import os
+import re
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -110,7 +112,7 @@ def run_segment(
         try:
             times = StepTimes.read(file)
         except (OSError, ValueError, TypeError) as error:
-            return _failed(arm, ended, "crash", f"left no times ({error})")
+            return _failed(arm, ended, "crash", f"ended as if it was done, and left no step times ({error})")
     return judge_times(arm, ended, times, steps)
 
 
@@ -148,8 +150,22 @@ def failure_of(ended: Ended) -> tuple[str, str]:
     if ended.code in _KILLED or "Signal 9 (SIGKILL)" in ended.output:
         return "out of memory", "killed by the system (SIGKILL), as it does when the host's memory is used up"
     errors = [line for line in lines if line.startswith("error:")]
-    told = errors[-1].removeprefix("error: ") if errors else ended.reason or (lines[-1] if lines else "said nothing")
+    killed = _signal_of(ended)
+    if errors or (ended.reason and not killed):
+        told = errors[-1].removeprefix("error: ") if errors else str(ended.reason)
+    else:
+        last = f"; its last line: {lines[-1]}" if lines else "; it said nothing"
+        told = f"ended by {killed}{last}" if killed else f"ended with code {ended.code}{last}"
     return ("refused" if ended.code in (ExitCode.USAGE, ExitCode.CHECKPOINT) else "crash"), told
+
+
+def _signal_of(ended: Ended) -> str | None:
+    """`SIGSEGV`, if a signal has ended the process; one of several ranks is told of by their launcher."""
+    if found := re.search(r"Signal \d+ \((SIG[A-Z]+)\)", ended.output):
+        return found[1]
+    if ended.code is None or ended.code >= 0:
+        return None
+    return signal.Signals(-ended.code).name if -ended.code in set(signal.Signals) else f"signal {-ended.code}"
 
 
 def _failed(arm: Arm, ended: Ended, kind: str, reason: str) -> Measured:

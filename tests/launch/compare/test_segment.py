@@ -58,6 +58,13 @@ def test_a_segment_trains_the_recipe_without_what_is_not_a_step(tiny: Path) -> N
     assert recipes.diff(kept, dataclasses.replace(recipe, evaluation=None, checkpoint=None, profiler=None)) == []
 
 
+def test_a_signal_that_ended_a_run_is_named_beside_its_last_line() -> None:
+    assert failure_of(ended("step 1/8", code=-11)) == ("crash", "ended by SIGSEGV; its last line: step 1/8")
+    several = "rank 1 exitcode: -6\n traceback : Signal 6 (SIGABRT) received by PID 9"
+    assert failure_of(ended(several))[1].startswith("ended by SIGABRT; its last line: traceback")
+    assert failure_of(ended("", code=-50))[1] == "ended by signal 50; it said nothing"
+
+
 @pytest.mark.parametrize(
     ("output", "code", "kind"),
     [
@@ -66,6 +73,7 @@ def test_a_segment_trains_the_recipe_without_what_is_not_a_step(tiny: Path) -> N
         ("worker Signal 9 (SIGKILL) received by PID 12", 1, "out of memory"),
         ("", -9, "out of memory"),
         ("Traceback ...\nValueError: what", 1, "crash"),
+        ("step 1", -11, "crash"),
         ("error: strategies.pp: needs two ranks", 2, "refused"),
         ("error: no such data", 66, "refused"),
         ("step 3/8", None, "timeout"),
