@@ -169,4 +169,7 @@ def _signal_of(ended: Ended) -> str | None:
 
 
 def _failed(arm: Arm, ended: Ended, kind: str, reason: str) -> Measured:
-    return Measured(arm=arm.name, seconds=ended.seconds, failure=kind, reason=reason[:_LONGEST_REASON])
+    said = "".join(
+        each if each.isprintable() else " " for each in reason[:_LONGEST_REASON]
+    )  # it may be anybody's bytes
+    return Measured(arm=arm.name, seconds=ended.seconds, failure=kind, reason=said)

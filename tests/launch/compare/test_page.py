@@ -453,7 +453,7 @@ def nodes(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, value in inner for place in nodes(value, (*path, key)))][1 if not path else 0 :]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(number=st.integers(min_value=0, max_value=10**6), junk=JUNK)
 def test_results_with_any_one_value_replaced_give_a_page_or_one_sentence(
     measured: Path, searched: Path, number: int, junk: Any
