@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes; what measures in pairs has its options."""
     parser.add_argument("recipe", metavar="RECIPE", help="the recipe to begin with")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KEY", help="a key, or a table of keys, that may be changed"
+    )
     compare_command.add_protocol(parser)
 
 
@@ -32,7 +35,7 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
     asked = compare_command.asked_for(options, given, Settings(recipe=options.recipe))
 
     def work(told: "Told") -> Done:
-        found = climb(asked, tools=Tools(told=told))
+        found = climb(asked, only=options.only, tools=Tools(told=told))
         return Done(results=found.results, lines=lines(found), folder=found.folder)
 
     return carry_out(work, options, given)

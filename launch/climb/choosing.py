@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ..compare.comparison import Asked
+from ..compare.equal_tokens import MICROBATCH
+from ..compare.equal_tokens import key_of as change_key
 from ..compare.rungs import DIFFERENT, FAILED
 from ..compare.segment import Measured
 from ..errors import UsageError
@@ -36,6 +38,8 @@ class Situation:
     """A size of microbatches that ran out of memory."""
     calibrated: bool
     asked: Asked
+    only: Collection[str] = ()
+    """Keys, or tables of keys, to which a climb is confined; none for all."""
 
     @property
     def step_s(self) -> float:
@@ -56,7 +60,7 @@ def proposals(now: Situation, plan_of: Callable[[Sequence[str]], Plan]) -> list[
     calibration_s = 0.0 if now.calibrated else 2 * now.asked.declared.calibration_pairs * now.measured.seconds
     found: list[Proposal] = []
     for each in every:
-        if _was_tried(each, now):
+        if _was_tried(each, now) or not _is_allowed(each, now.only):
             continue
         try:
             candidate = plan_of(each.set)
@@ -68,6 +72,13 @@ def proposals(now: Situation, plan_of: Callable[[Sequence[str]], Plan]) -> list[
         cost_s = estimated_s(now.plan, candidate, now.measured, guarded=guarded, profiled=profiled)
         found.append(replace(each, estimated_s=cost_s + calibration_s))
     return sorted(found, key=lambda each: (-each.worth, each.set))
+
+
+def _is_allowed(proposal: Proposal, only: Collection[str]) -> bool:
+    """Whether it changes nothing but what may be changed; the number of microbatches goes with their size."""
+    may = (*only, "strategies.accumulation") if MICROBATCH in only else tuple(only)
+    keys = [change_key(change) for change in proposal.set]
+    return not only or all(any(key == each or key.startswith(f"{each}.") for each in may) for key in keys)
 
 
 def _was_tried(proposal: Proposal, now: Situation) -> bool:

@@ -4,11 +4,10 @@ found = climb(Asked(recipe="demo", arms=(), budget_s=1800))
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..compare.bench import Bench, Tools, open_bench, real_measure
 from ..compare.comparison import Asked
@@ -27,12 +26,14 @@ _SKIP = 10
 def climb(
     asked: Asked,
     *,
+    only: Sequence[str] = (),
     tools: Tools | None = None,
     take_profile: TakeProfile | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Climb:
     """Climb from a recipe within `asked.budget_s`, all included; or go on with a climb that was interrupted.
 
+    only: keys, or tables of keys, that may be changed; all that stay the same training if there are none.
     take_profile, clock: instead of a profiled run, and of the clock that guard and profiles are timed by.
     Raises: UsageError, ExperimentError if the recipe itself cannot run, KeyboardInterrupt.
     """
@@ -50,7 +51,7 @@ def climb(
         raise UsageError(*problems, *error.problems) from error
     if problems:
         raise UsageError(*problems)
-    told = {"recipe": recipe_hash(base), "guarded": asked.guarded, "machine": machine()}
+    told = {"recipe": recipe_hash(base), "only": list(only), "guarded": asked.guarded, "machine": machine()}
     bench = open_bench("climb", asked, told, tools)
     try:
         # Segments log as their recipe says, since that may be what is slow.
@@ -63,18 +64,7 @@ def climb(
             notebook=Notebook(path=bench.path),
             take_profile=take_profile or partial(profiles.take, skip=_SKIP, num_ranks=declared.ranks),
             clock=clock,
+            only=tuple(only),
         ).run()
     finally:
         bench.close()
-
-
-def summary(found: Climb) -> dict[str, Any]:
-    """What a benchmark wants to know."""
-    final = found.final
-    return {
-        "kept": [step.name for step in found.steps if step.kept],
-        "tried": len(found.steps),
-        "times": final.multiplier.times if final and final.multiplier else 1.0,
-        "spent_s": found.results["spent_s"],
-        "measured_s": found.results["measured_s"],
-    }

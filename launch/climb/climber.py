@@ -55,6 +55,8 @@ class Climber:
     """The recipe as it stands."""
     profile: Profile = field(default_factory=Profile)
     """Of the stack."""
+    only: tuple[str, ...] = ()
+    """Keys to which it is confined; none for all."""
     fitted: tuple[str, ...] = ()
     """What had to be changed for the recipe to run at all."""
     plans: dict[tuple[Path, tuple[str, ...]], Plan] = field(default_factory=dict[tuple[Path, tuple[str, ...]], Plan])
@@ -172,6 +174,7 @@ class Climber:
             too_large=self.too_large,
             calibrated=self.bench.calibration is not None,
             asked=asked,
+            only=self.only,
         )
         found = proposals(situation, lambda changes: self.plan_of(self.stack, changes))
         left_s = (asked.budget_s or 0.0) - self.notebook.spent_s - self._reserve_s

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -87,7 +87,9 @@ def _prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 Call = Callable[..., Climb]
 
 
-def begin(folder: Path, machine: Landscape, *, judge: Judge | None = None, **more: object) -> Climb:
+def begin(
+    folder: Path, machine: Landscape, *, judge: Judge | None = None, only: Sequence[str] = (), **more: object
+) -> Climb:
     """A climb in `folder/out`."""
     recipe = folder / "slow.toml"
     recipe.write_text(TINY + SLOW)
@@ -95,7 +97,7 @@ def begin(folder: Path, machine: Landscape, *, judge: Judge | None = None, **mor
     asked = Asked(recipe=str(recipe), arms=(), declared=declared)
     asked = replace(asked, **{"out": folder / "out", "budget_s": 36000.0, **more})  # type: ignore[arg-type]
     tools = Tools(measure=machine, guard=judge or Judge(), make_plan=partial(make_plan, num_gpus=0))
-    return climb(asked, tools=tools, take_profile=profiled)
+    return climb(asked, only=only, tools=tools, take_profile=profiled)
 
 
 @pytest.fixture
@@ -247,6 +249,13 @@ def test_the_budget_ends_a_climb_with_what_is_won(call: Call) -> None:
     assert 10.0 * len(machine.order) == found.results["measured_s"] <= 400.0 + 40.0
     assert any(step.kept for step in found.steps)
     assert read(str(found.recipe))
+
+
+def test_a_climb_can_be_confined_to_some_keys(call: Call) -> None:
+    found = call(Landscape(step_s), overrides=SLOWEST, only=("batch.microbatch_size", "strategies.adamw"))
+    tables = {change.partition("=")[0] for step in found.steps for change in step.set}
+    assert {"batch.microbatch_size", "strategies.adamw.implementation"} <= tables
+    assert not any(table.startswith(("strategies.amp", "strategies.compile", "run")) for table in tables)
 
 
 def test_what_a_climb_needs_is_said_before_it_begins(call: Call) -> None:
