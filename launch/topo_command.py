@@ -13,6 +13,8 @@ from .errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from .topology import Topology
 
+_MOST_RANKS = 32
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
@@ -23,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what `nvidia-smi topo -m` or `rocm-smi --showtopo` said; - for standard input (default: this machine)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--measure", action="store_true", help="time collectives over each pair and group of this machine's devices"
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --measure: so many ranks on the CPU, by gloo")
 
 
 def run(options: argparse.Namespace, given: Sequence[str]) -> int:
@@ -31,8 +37,17 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from .topology.islands import islands_of
     from .topology.oddities import oddities_of
 
+    if options.ranks is not None and not options.measure:
+        raise UsageError("--ranks: has no effect without --measure; add it, or remove --ranks")
+    if options.file is not None and options.measure:
+        raise UsageError("--measure: times this machine, and not one from a file; remove FILE")
+    told: list[str] = []
     try:
-        if options.file is None:
+        if options.ranks is not None:
+            from .placement.machines import cpu_machine
+
+            topology, odd = cpu_machine("this machine's CPU", _at_least_two(options.ranks)), ()
+        elif options.file is None:
             from .topology.host import read_host
 
             host = read_host(os.environ)
@@ -40,6 +55,12 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
         else:
             topology = _from_file(options.file)
             odd = oddities_of(topology)
+        if options.measure:
+            from .topology.measure import beside, measure
+
+            estimated = topology
+            topology, measured = measure(estimated, on_gpus=options.ranks is None)
+            told = list(beside(estimated, measured))
     except TopologyError as error:
         raise UsageError(str(error)) from error
     if options.json:
@@ -48,8 +69,14 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
         return ExitCode.DONE
     from .topology.picture import draw
 
-    print(*draw(topology, odd, colour=_has_colours()), sep="\n")
+    print(*draw(topology, odd, colour=_has_colours()), *told, sep="\n")
     return ExitCode.DONE
+
+
+def _at_least_two(ranks: int) -> int:
+    if not 2 <= ranks <= _MOST_RANKS:
+        raise UsageError(f"--ranks {ranks}: a link has two ends; use 2 to {_MOST_RANKS}")
+    return ranks
 
 
 def _from_file(name: str) -> "Topology":

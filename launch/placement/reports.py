@@ -10,7 +10,7 @@ from typing import Any
 from ..topology import Topology, TopologyError
 from ..topology.saved import from_value
 from ..topology.solve import HostCpus
-from ..topology.sysfs import ROOT, cpus, numa_nodes, read_text
+from ..topology.sysfs import ROOT, adapter_bytes_s, card_bytes_s, cpus, numa_nodes, read_text
 from .hosts import host_name
 from .machines import cpu_machine
 
@@ -35,6 +35,8 @@ class Report:
     siblings: tuple[tuple[int, ...], ...] = ()
     numa: tuple[tuple[int, ...], ...] = ()
     """The CPUs of each NUMA node."""
+    network_bytes_s: float | None = None
+    """Of an adapter, as the system says."""
     problem: str = ""
     """Why there is no topology."""
 
@@ -79,7 +81,8 @@ def report_here(*, on_gpus: bool, local_rank: int, environment: Mapping[str, str
     nodes = tuple(node.cpus for node in numa_nodes(root) if node.cpus)
     first = replace(report, siblings=here.siblings, numa=nodes)
     if not on_gpus:
-        return first
+        return replace(first, network_bytes_s=card_bytes_s(environment.get("GLOO_SOCKET_IFNAME"), root))
+    first = replace(first, network_bytes_s=adapter_bytes_s(root))
     from ..topology.host import read_host
 
     try:

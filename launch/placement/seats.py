@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..plan import Plan
-from ..topology import Cluster, Node, Placement, Topology, TopologyError
+from ..topology import Cluster, Network, Node, Placement, Topology, TopologyError
 from ..topology.cpu_list import format_numbers, parse_numbers
 from ..topology.placement import Seat
 from ..topology.solve import HostCpus, as_launched, solve
@@ -13,6 +13,8 @@ from .hosts import natural
 from .reports import Report
 from .traffic import mesh_of, traffic_of
 
+_BETWEEN_CPUS = Network(adapter_bytes_s=1.25e9, latency_s=50e-6)
+"""Sockets, and a card of 10 Gbit/s where the system does not say."""
 _TRIES = 300
 """Of the local search: a run should not wait for the last percent."""
 
@@ -63,11 +65,12 @@ class _Host:
     topology: Topology
     cpus: HostCpus
     num_numa: int
+    network_bytes_s: float | None
 
     def node(self) -> Node:
         """With the devices of nobody's out of use."""
         others = frozenset(range(len(self.topology.gpus))) - frozenset(self.positions)
-        return Node(name=self.name, topology=self.topology, reserved=others)
+        return Node(name=self.name, topology=self.topology, reserved=others, adapter_bytes_s=self.network_bytes_s)
 
 
 def stay(reports: Sequence[Report], why: str) -> list[Answer]:
@@ -86,7 +89,9 @@ def decide(plan: Plan, reports: Sequence[Report], mode: str, given: Placement | 
         if given is not None:
             _check_given(plan, given, hosts, mode)
             return _answers(hosts, given, reports, f"placement   as planned in {mode}")
-        cluster, cpus = Cluster(nodes=tuple(host.node() for host in hosts)), {host.name: host.cpus for host in hosts}
+        network = Network() if plan.device_type == "cuda" else _BETWEEN_CPUS
+        cluster = Cluster(nodes=tuple(host.node() for host in hosts), network=network)
+        cpus = {host.name: host.cpus for host in hosts}
         mesh, traffic = mesh_of(plan), traffic_of(plan)
         places = {rank: (h.name, at) for h in hosts for rank, at in zip(h.ranks, h.positions, strict=True)}
         launched = as_launched(mesh, traffic, cluster, [places[i] for i in range(len(reports))], cpus=cpus)
@@ -146,6 +151,7 @@ def _host(name: str, ranks: Sequence[int], reports: Sequence[Report]) -> _Host:
         topology=topology,
         cpus=first.cpus(),
         num_numa=len(first.numa),
+        network_bytes_s=first.network_bytes_s,
     )
 
 

@@ -99,6 +99,27 @@ def nics(root: Path = ROOT) -> tuple[Nic, ...]:
     return tuple(found)
 
 
+def adapter_bytes_s(root: Path = ROOT) -> float | None:
+    """One way, of the slowest adapter that can do RDMA and is up; None if there is none or it does not say."""
+    folder = root / "sys/class/infiniband"
+    found: list[float] = []
+    for name in _entries(folder):
+        for port in _entries(folder / name / "ports"):
+            words = (read_text(folder / name / "ports" / port / "rate") or "").split()  # 400 Gb/sec (4X NDR)
+            state = read_text(folder / name / "ports" / port / "state") or ""
+            if len(words) > 1 and words[1] == "Gb/sec" and words[0].replace(".", "", 1).isdigit() and "ACTIVE" in state:
+                found.append(float(words[0]) * 1e9 / 8)
+    return min((each for each in found if each > 0), default=None)
+
+
+def card_bytes_s(name: str | None, root: Path = ROOT) -> float | None:
+    """One way, of the network card of a name, or of the fastest one that is up; None if none says."""
+    folder = root / "sys/class/net"
+    names = [name] if name else [each for each in _entries(folder) if read_text(folder / each / "operstate") == "up"]
+    speeds = [read_text(folder / each / "speed") or "" for each in names]  # Mbit/s, -1 where there is no link
+    return max((int(each) * 1e6 / 8 for each in speeds if each.isdigit() and int(each) > 0), default=None)
+
+
 def pci_path(device: Path) -> tuple[str, ...]:
     """The PCI functions from the root complex down to a device: ("pci0000:00", "0000:00:01.0", "0000:19:00.0")."""
     try:
