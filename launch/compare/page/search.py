@@ -7,14 +7,11 @@ from . import evidence
 from .load import Found
 from .points import Row, Told, cumulative, in_words, interval, money, multiplier, name_of, table
 
-_TONES = {
-    "faster": "good",
-    "slower": "bad",
-    "same": "even",
-    "undecided": "open",
-    "not tried": "open",
-    "the recipe": "even",
+_TONES = {"faster": "good", "slower": "bad", "undecided": "open", "not tried": "open"} | {
+    verdict: "even" for verdict in ("same", "the recipe", "no faster")
 }
+_MOST_LINES = 8
+"""Beyond which the answer names what was kept alone; the chart has all."""
 _ROWS = {"ladder": "rungs", "climb": "steps", "grid": "rows"}
 
 
@@ -55,7 +52,7 @@ def _answer(found: Found, rows: list[Row], left_out: list[Row], final: Row | Non
     return {
         "tone": tone,
         "headline": headline,
-        "lines": [*([_line(final) | {"arm": "the finished stack"}] if final else []), *map(_line, shown)],
+        "lines": [*([_line(final) | {"arm": "the finished stack"}] if final else []), *_lines(shown)],
         "figures": _figures(base, cast(Row, (end or {}).get("point") or {})),
     }
 
@@ -93,6 +90,14 @@ def _best(found: Found, rows: list[Row]) -> tuple[str, str]:
     return "good", f"The best of {len(rows)} combinations is {said}: {name_of(best)}"
 
 
+def _lines(rows: list[Row]) -> list[Told]:
+    kept = [row for row in rows if row.get("kept")]
+    if len(rows) <= _MOST_LINES or not kept:
+        return list(map(_line, rows))
+    rest: Told = {"arm": f"{len(rows) - len(kept)} more", "badge": "not kept", "tone": "even", "changes": []}
+    return [*map(_line, kept), rest | {"text": "tried, and no part of the result; each is below with its reason"}]
+
+
 def _line(row: Row) -> Told:
     kept = ("best" if row.get("values") else "kept") if row.get("kept") else ""
     return {
@@ -114,7 +119,7 @@ def _figures(base: Row, end: Row) -> list[Told]:
         ("time of a step", "step_s", 1000.0, ".4g", "ms"),
         ("tokens per second", "tokens_per_s", 1.0, ",.0f", ""),
         ("peak memory of a rank", "memory_gib", 1.0, ".2f", "GiB"),
-        ("the whole run", "run_s", 1 / 60, ",.3g", "min"),
+        ("the whole run", "run_s", *_unit(base.get("run_s"))),
     ]
     for label, key, scale, form, unit in pairs:
         values = [format(scale * float(value), form) for each in (base, end) if (value := each.get(key)) is not None]
@@ -123,6 +128,13 @@ def _figures(base: Row, end: Row) -> list[Told]:
     if costs := [cost for each in (base, end) if (cost := money(each.get("cost_per_run")))]:
         told.append({"label": "cost of the run", "value": " → ".join(costs), "note": ""})
     return told
+
+
+def _unit(seconds: Any) -> tuple[float, str, str]:
+    """Scale, form and name of the unit in which so long a time is told."""
+    units = ((3600, "h"), (60, "min"))
+    size, name = next(((size, name) for size, name in units if float(seconds or 0) >= 2 * size), (1, "s"))
+    return 1 / size, ",.3g", name
 
 
 def _waterfall(rows: list[Row], final: Row | None) -> Told:
@@ -138,7 +150,9 @@ def _waterfall(rows: list[Row], final: Row | None) -> Told:
         told.append(
             {
                 "name": str(row["name"]),
-                "technique": ", ".join(map(str, row.get("set") or ())),
+                "technique": ""
+                if "hypothesis" in row
+                else ", ".join(map(str, row.get("set") or ())),  # which names it there
                 "from": level,
                 "to": end if row.get("kept") else times[0] * level if times else None,
                 "low": spread[1] if spread else None,

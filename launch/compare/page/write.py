@@ -57,6 +57,8 @@ def leave_page(folder: Path, say: Callable[[str], None]) -> None:
         write_page(folder)
     except UsageError as error:
         say(f"note: no page: {error.problems[0]}")
+    except Exception as error:  # a mistake of ours here must not cost a night of measuring its table
+        say(f"note: no page: {type(error).__name__}: {error}")
 
 
 def make_anew(options: argparse.Namespace) -> int:
