@@ -35,7 +35,6 @@ JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
 MailProg=/bin/true
 PropagateResourceLimits=NONE
-SlurmctldParameters=enable_configless
 SchedulerParameters=sched_interval=5,batch_sched_delay=0
 NodeName=node1 NodeAddr={first} CPUs=2 State=UNKNOWN
 NodeName=node2 NodeAddr={second} CPUs=2 State=UNKNOWN
@@ -99,6 +98,10 @@ def slurm(folder: Path) -> Generator[Slurm]:
         (folder / "state").mkdir(parents=True)
         text = _CONFIG.format(folder=folder, first=first.addresses[0], second=second.addresses[0])
         (folder / "slurm.conf").write_text(text)
+        # Nothing is confined by cgroups, which a namespace does not see; `autodetect` would insist on them.
+        (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        for name in NODES:
+            (folder / f"spool.{name}").mkdir()
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
