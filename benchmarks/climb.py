@@ -8,7 +8,7 @@ spends on profiles and the guard (a grid without one claims nothing), and its cl
 
     python benchmarks/climb.py [--workload wide] [--quick] [--work FOLDER]
 
-About an hour and a half on two quiet cores; killed, it goes on. Writes results/climb.json; the last line is its verdict.
+An hour and a half on two quiet cores; killed, it goes on. Writes results/climb.json; the last line is its verdict.
 """
 
 import argparse
