@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from . import evidence
 from .load import Found
+from .parts import breakdown
 from .points import Row, Told, cumulative, in_words, interval, money, multiplier, name_of, table
 
 _TONES = {"faster": "good", "slower": "bad", "undecided": "open", "not tried": "open"} | {
@@ -32,7 +33,7 @@ def sections(found: Found) -> Told:
         "left_out": {"rows": [_left_out(row) for row in left_out], "margin": None} if left_out else None,
         "table": table(found.kind, shown, base, final),
         "notebook": [_try(row) for row in rows] if found.kind == "climb" else None,
-        "breakdown": _breakdown(found, rows) if stacked else _own_breakdown(found),
+        "breakdown": breakdown(found, rows, stacked=stacked),
         "sameness": _sameness([*rows, *([final] if final else [])]) or _sameness(left_out),
         "failures": _failures(found, [*rows, *left_out]),
         "notes": _notes(found, left_out),
@@ -226,22 +227,6 @@ def _try(row: Row) -> Told:
         "why": str(row.get("why") or ""),
         "page": _page(row),
     }
-
-
-def _breakdown(found: Found, rows: Iterable[Row]) -> list[Told]:
-    """The base, and the step after each row, kept or not, as it was profiled in the comparison of that row."""
-    told: list[Told] = []
-    for row in rows:
-        inner = found.inner.get(str(row.get("folder")))
-        made = evidence.breakdown(inner, label=str(row["name"])) if inner else []
-        for part in made[:1] if not told else []:
-            told.append(part | {"label": "base", "report": None})
-        told += [part | {"report": None, "kept": bool(row.get("kept"))} for part in made[1:]]
-    return told
-
-
-def _own_breakdown(found: Found) -> list[Told]:
-    return evidence.breakdown(found.compared) if found.compared else []
 
 
 def _sameness(rows: Iterable[Row]) -> list[Told]:

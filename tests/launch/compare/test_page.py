@@ -347,6 +347,7 @@ def test_a_climb_is_a_waterfall_with_its_notebook(searched: Path, tmp_path: Path
 
     def climbed(told: Data) -> None:
         more = {"hypothesis": "it computes", "evidence": ["61 % matrix products"], "source": "advice", "bound": 0.5}
+        more |= {"share_before": {"matrix products": 0.6, "idle": 0.4}, "stack_step_s": 0.1}
         told.update(kind="climb", steps=[row | more for row in told.pop("rungs")], leave_one_out=[])
 
     rewrite(folder, climbed)
@@ -355,6 +356,9 @@ def test_a_climb_is_a_waterfall_with_its_notebook(searched: Path, tmp_path: Path
     assert shown["notebook"][0]["bound"] == "50.0 % of a step at most"
     assert shown["notebook"][0]["evidence"] == ["61 % matrix products"]
     assert shown["waterfall"]["rows"][0]["to"] == pytest.approx(2.0, rel=0.02)
+    [profile] = shown["breakdown"]  # one, which was made before the first change
+    assert profile["label"] == "before 1, bf16"
+    assert profile["parts"] == [["matrix products", pytest.approx(60)], ["idle", pytest.approx(40)]]
 
 
 def test_a_row_whose_folder_lies_outside_is_refused(searched: Path, tmp_path: Path) -> None:
