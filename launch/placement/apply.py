@@ -20,12 +20,12 @@ from ..topology import Placement, TopologyError
 from ..topology.cpu_list import format_numbers
 from ..topology.placement import Seat, from_json
 from .hosts import host_name
-from .reports import report_here
-from .seats import Answer, decide
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed import Store
+
+    from .seats import Answer
 
 _WITHOUT_FILE = ("auto", "none", "rank-order")
 _ADAPTERS = "NCCL_IB_HCA"
@@ -70,6 +70,8 @@ def take_seat(plan: Plan, ranks: Ranks, *, mode: str = "auto", affinity: bool = 
     if alone or (here and mode == "auto"):
         return Seated(ranks=ranks)
     from .meeting import meet
+    from .reports import report_here
+    from .seats import Answer, decide
 
     on_gpus = plan.device_type == "cuda"
     given = read_plan(mode) if ranks.rank == 0 else None  # the first rank decides; other hosts need not have the file
@@ -90,7 +92,7 @@ def take_seat(plan: Plan, ranks: Ranks, *, mode: str = "auto", affinity: bool = 
     return _bind(seated, answer, wanted=affinity and (mode not in _WITHOUT_FILE or on_gpus or answer.spread))
 
 
-def _bind(seated: Seated, answer: Answer, *, wanted: bool) -> Seated:
+def _bind(seated: Seated, answer: "Answer", *, wanted: bool) -> Seated:
     """Bind this process to its CPUs and its machine to the adapters for training, unless the user has done so."""
     if answer.seat is None:
         return seated
@@ -151,7 +153,7 @@ def _difference(seated: Seated, device: "torch.device") -> str:
     seat, rank = seated.seat, seated.ranks.rank
     assert seat is not None
     here = host_name(os.environ)
-    if not seat.host.startswith(here):
+    if here not in (seat.host, seat.host.rpartition("-")[0]):  # what follows tells machines of one name apart
         return f"rank {rank} is on {here}, not on {seat.host}"
     if seated.bound and tuple(sorted(os.sched_getaffinity(0))) != seated.bound:
         now = format_numbers(os.sched_getaffinity(0))
