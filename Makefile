@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-netns test-slurm bench-place test-parallel test-fuzz test-fuzz-topo test-advice test-guard lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-trace clean
+.PHONY: help demo test test-netns test-slurm bench-place test-parallel test-fuzz test-fuzz-topo test-advice test-guard lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-compare-real bench-climb bench-gpu-ladder bench-trace clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -73,6 +73,15 @@ bench-pipeline: $(READY) ## bubble of each schedule: measured on four ranks, by 
 
 bench-compare: $(READY) ## false verdicts, power and cost of a comparison, and of usual designs, in 80,000 simulated ones
 	$(BIN)/python benchmarks/compare.py
+
+bench-compare-real: $(READY) ## 60 real comparisons of equal arms, 30 with a delay of 3 %; killed, it goes on: three hours
+	$(BIN)/python benchmarks/compare_real.py
+
+bench-climb: $(READY) ## the climber beside an exhaustive grid on two workloads; killed, it goes on: an hour and a half
+	$(BIN)/python benchmarks/climb.py
+
+bench-gpu-ladder: $(READY) ## the ladder of a decoder of a billion parameters on one GPU, in 9 minutes
+	$(BIN)/python benchmarks/gpu_ladder.py
 
 bench-trace: $(READY) ## the trace analysis beside Meta's HTA (in an environment of its own), with traces of 1 GB, in 12 minutes
 	$(PYTHON) -m venv build/hta

@@ -37,7 +37,8 @@ class Proposal:
     def rung(self) -> Rung:
         """The change under a name of its own."""
         parts: list[str] = []
-        for change in self.set:
+        shown = self.set[:1] if self.source == "memory" else self.set  # the number of microbatches follows
+        for change in shown:
             key, _, value = change.partition("=")
             word = key.strip().removeprefix("strategies.").removeprefix("loader.").removeprefix("batch.")
             value = value.strip().strip("\"'")
