@@ -25,6 +25,8 @@ from .screening import key_of as recipe_key
 
 OUT_OF_MEMORY = "out of memory"
 _BASE = "00-base"
+_COMPILED_S = 5.0
+"""What first steps take longer than those of the stack, if something was compiled in them."""
 
 TakeProfile = Callable[[Arm, Path], Profile]
 
@@ -215,9 +217,12 @@ class Climber:
         index, began_s = len(notebook.steps) + 1, self.clock()
         self.bench.tools.told.say(f"try {index}, {rung.name}: {proposal.hypothesis}; {', '.join(rung.set)}")
         stack, name = self._segment_of_stack(), f"{index:02d}-{rung.name}"
-        found = self.screens.get(name, self._arm(self.stack, rung.set), stack=stack)
-        place = f"tries/{name}"
+        arm, place = self._arm(self.stack, rung.set), f"tries/{name}"
+        found = self.screens.get(name, arm, stack=stack)
         row, ratio = self._first_look(index, proposal, stack, found)
+        if row is not None and (found.compile_s or 0.0) > (stack.compile_s or 0.0) + _COMPILED_S:
+            found = self.screens.look_again(name, arm, stack=stack)
+            row, ratio = self._first_look(index, proposal, stack, found)
         if row is None:
             left_s = (self.bench.asked.budget_s or 0.0) - notebook.spent_s + stack.seconds + found.seconds
             tried = self.bench.try_rung(index, rung, self.stack, place=place, left_s=left_s)

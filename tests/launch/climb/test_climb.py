@@ -18,7 +18,9 @@ from stepladder.launch.compare.arms import Arm
 from stepladder.launch.compare.bench import Tools
 from stepladder.launch.compare.comparison import Asked
 from stepladder.launch.compare.declared import Declared
+from stepladder.launch.compare.estimate import summarise
 from stepladder.launch.compare.experiment import ExperimentError
+from stepladder.launch.compare.segment import Measured, Steps
 from stepladder.launch.compare.sequential import Protocol
 from stepladder.launch.errors import UsageError
 from stepladder.launch.plan import make_plan
@@ -196,6 +198,30 @@ def test_out_of_memory_is_a_ceiling_for_microbatches(call: Call) -> None:
     assert all(step.reason.startswith("out of memory") for step in failed)
     assert len(failed) <= 2  # larger ones are not tried when one has failed
     assert sizes
+
+
+def test_a_first_look_that_had_to_compile_is_repeated_with_filled_caches(call: Call) -> None:
+    """Steps after a compilation are slow for a while; the change is not dropped for that."""
+    cold: list[str] = []
+
+    class Compiling(Landscape):
+        def __call__(self, arm: Arm, folder: Path, steps: Steps, *, timeout_s: float | None) -> Measured:
+            found = super().__call__(arm, folder, steps, timeout_s=timeout_s)
+            if not arm.recipe.strategies.compile or cold or found.times is None:
+                return found
+            cold.append(folder.name)
+            step_s = tuple(3 * each for each in found.times.step_s)
+            step_s = (60.0, *step_s[1:])
+            segment = summarise(step_s, num_steps=steps.window, max_warmup_steps=steps.max_warmup)
+            return replace(found, times=replace(found.times, step_s=step_s), segment=segment)
+
+    found = call(Compiling(step_s))
+    (step,) = [step for step in found.steps if step.set == ("strategies.compile={}",)]
+    assert cold == [f"{step.index:02d}-compile"]
+    assert step.kept
+    assert step.screening is not None
+    assert step.screening < 1
+    assert found.results["measured_s"] == pytest.approx(sum(step.seconds for step in found.steps) + 10 + 80, abs=1)
 
 
 def test_a_recipe_that_does_not_fit_gets_smaller_microbatches_first(call: Call) -> None:
