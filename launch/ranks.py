@@ -50,7 +50,7 @@ STOPPING = "stopping after the next steps; once more ends the run at once"
 
 
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM; the second one ends the process."""
+    """Remembers the first SIGINT or SIGTERM; the second one ends the process, but for SIGTERM under torchrun."""
 
     def __init__(self, *, alone: bool = False) -> None:
         """An `alone` rank answers the user itself; for several, the launcher does."""
@@ -66,8 +66,10 @@ class StopRequest:
         self.number = number
         if self.alone:
             os.write(2, f"{STOPPING}\n".encode())  # not print: the signal may have come in the middle of one
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        # Schedulers send SIGTERM to every process, and torchrun hands it on besides; to end at once it has SIGKILL.
+        again = signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL
+        signal.signal(signal.SIGTERM, again)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def requested(self) -> bool:
         """Whether this rank was asked to stop."""

@@ -176,3 +176,22 @@ def test_a_run_follows_a_plan_that_turns_its_ranks_round_and_learns_the_same(
     assert [(seat["rank"], seat["gpu"], seat["cpus"]) for seat in left] == [
         (rank, 1 - rank, seats[rank]["cpus"]) for rank in range(2)
     ]
+
+
+@pytest.mark.parametrize("under_torchrun", [True, False])
+def test_sigterm_from_the_scheduler_and_from_torchrun_is_one_request(under_torchrun: bool) -> None:
+    script = """
+import os, signal
+from stepladder.launch.ranks import StopRequest
+stop = StopRequest()
+stop.listen()
+os.kill(os.getpid(), signal.SIGTERM)
+assert stop.requested()
+os.kill(os.getpid(), signal.SIGTERM)
+print("still here", int(stop.exit_code))
+"""
+    given = dict(os.environ) | ({"TORCHELASTIC_RUN_ID": "12"} if under_torchrun else {})
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env=given, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.returncode) == (("still here 143\n", 0) if under_torchrun else ("", -15))
