@@ -49,6 +49,19 @@ def _event_type(keys: Mapping[str, Sort]) -> pa.StructType:
     )
 
 
+def texts(ends: np.ndarray, text: np.ndarray) -> pl.Series | None:
+    """A column of texts that stand one after the other; None if they are not UTF-8.
+
+    `ends` is int32, from 0 on.
+    """
+    made = pa.StringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(text))
+    try:
+        made.validate(full=True)
+    except pa.ArrowInvalid:
+        return None
+    return cast(pl.Series, pl.from_arrow(made))
+
+
 def columns(events: pa.StructArray, keys: Mapping[str, Sort]) -> Piece:
     """The kept events of a piece, as numpy arrays and small dictionaries."""
     phase = events.field("ph")

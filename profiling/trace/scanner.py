@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,6 +30,8 @@ _LEAST_BYTES = 6
 _WORD_SLOTS = 1 << 15
 _FEW_TEXTS = 1000
 """Of one key in one text. Up to so many become Python's first: most traces need no Arrow, which takes 25 MB."""
+
+pl.Series(np.empty(0))  # polars imports numpy at its first use, and two threads must not be there together
 
 _Pointer = ctypes.c_void_p
 _Int = ctypes.c_int64
@@ -229,7 +231,7 @@ def _gathered(built: ctypes.CDLL, text: bytes, values: _Values) -> pl.Series:
 
 def _gathered_by_arrow(built: ctypes.CDLL, text: bytes, values: _Values) -> pl.Series | None:
     """The same without a Python object for each; None if the text is not UTF-8."""
-    import pyarrow as pa
+    from . import arrow
 
     count = len(values.begin)
     begin, end = np.ascontiguousarray(values.begin), np.ascontiguousarray(values.end)
@@ -238,9 +240,4 @@ def _gathered_by_arrow(built: ctypes.CDLL, text: bytes, values: _Values) -> pl.S
     source = np.frombuffer(text, dtype=np.uint8)
     pointers = (each.ctypes.data for each in (source, begin, end))
     built.gather(*pointers, count, out.ctypes.data, ends[1:].ctypes.data)
-    made = pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(out))
-    try:
-        made.validate(full=True)
-    except pa.ArrowInvalid:
-        return None
-    return cast(pl.Series, pl.from_arrow(made))
+    return arrow.texts(ends, out)

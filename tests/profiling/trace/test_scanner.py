@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,28 @@ def test_damaged_text_is_never_read_or_written_beyond_its_end(tmp_path: Path) ->
         )
         assert run.returncode == 0, run.stderr[-2000:]
         assert "4000 tried" in run.stdout
+
+
+def test_threads_of_a_fresh_process_may_scan_at_once() -> None:
+    """Polars finds numpy and Arrow at their first use, in a way that two threads cannot share."""
+    text = ",".join(f'{{"ph":"X","ts":{i},"dur":1,"name":"a","args":{{"bytes":{i},"dtype":"f"}}}}' for i in range(1200))
+    program = f"""
+import sys, threading, time
+import polars._dependencies as polars_imports
+found = polars_imports.import_module
+polars_imports.import_module = lambda name: (time.sleep(0.05), found(name))[1]
+from stepladder.profiling.trace.parse import Parser
+text, failed, gate = {text!r}.encode(), [], threading.Barrier(8)
+def work():
+    gate.wait()
+    try:
+        assert len(Parser().parse(text).ts) == 1200
+    except Exception as error:
+        failed.append(repr(error))
+threads = [threading.Thread(target=work) for _ in range(8)]
+[each.start() for each in threads]
+[each.join() for each in threads]
+print(failed)
+"""
+    found = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
