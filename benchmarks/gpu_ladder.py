@@ -44,6 +44,7 @@ MISSION_TIMES = 3.07
 FIRST_S = 90.0
 """What a first segment of a stack may take: start, compilation, steps."""
 STEPS = Steps(window=8, max_warmup=12)
+_LEAST_ROUNDS = 3
 TINY = {"dim": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 128, "vocab_size": 256}
 
 
@@ -152,13 +153,13 @@ def rows_of(arms: Sequence[Arm], found: Segments) -> list[dict[str, Any]]:
 
 
 def ratio(before: Sequence[Measured | None], after: Sequence[Measured | None]) -> list[float] | None:
-    """Times faster with its interval over rounds; without one below two rounds."""
+    """Times faster with its interval over rounds; without one below three, where it says nothing."""
     pairs = [(a.segment, b.segment) for a, b in zip(before, after, strict=True) if a and b]
     logs = [math.log(b.median_s / a.median_s) for a, b in pairs if a and b]
     if not logs:
         return None
-    if len(logs) < 2:
-        return [math.exp(-logs[0])]
+    if len(logs) < _LEAST_ROUNDS:
+        return [math.exp(-median(logs))]
     known = estimate(logs)
     return [1 / known.ratio, 1 / known.high, 1 / known.low]
 
