@@ -130,12 +130,12 @@ def breakdown(found: Compared, *, only: str | None = None, label: str | None = N
 
 def _made_of(name: str, step_ms: float, kernels: float, parts: Mapping[str, float], found: Compared) -> Row:
     report = found.path / "why" / name / "run" / "report.html"
-    shown = sorted(((key, value) for key, value in parts.items() if value > 0), key=lambda part: -part[1])
+    shown = sorted(((key, float(value)) for key, value in parts.items() if value > 0), key=lambda part: -part[1])
     return {
         "arm": name,
         "label": name,
-        "step_ms": step_ms,
-        "kernels": kernels,
+        "step_ms": float(step_ms),
+        "kernels": float(kernels),
         "parts": [list(part) for part in shown],
         "report": ["why", name, "run", "report.html"] if report.is_file() else None,
     }
