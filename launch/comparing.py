@@ -34,6 +34,8 @@ def carry_out(work: "Callable[[Told], Done]", options: argparse.Namespace, given
     to_stdout = str(options.json) == "-"
     if options.json is not None and not to_stdout and not options.json.absolute().parent.is_dir():
         raise UsageError(f"--json {options.json}: there is no such folder; make it first")
+    if options.json is not None and options.json.is_dir():
+        raise UsageError(f"--json {options.json}: is a folder; name a file in it")
     progress = Progress(lines=sys.stderr if to_stdout else sys.stdout)
     opened: list[Path] = []
     asked_to_stop: list[int] = []
@@ -45,6 +47,9 @@ def carry_out(work: "Callable[[Told], Done]", options: argparse.Namespace, given
     signal.signal(signal.SIGTERM, stop)  # as Ctrl-C: the running segment ends too
     try:
         done = work(replace(progress.told(), opened=opened.append))
+    except UsageError:
+        progress.clear()
+        raise
     except ExperimentError as error:
         progress.clear()
         print(f"error: {error}", file=sys.stderr)
@@ -63,8 +68,18 @@ def carry_out(work: "Callable[[Told], Done]", options: argparse.Namespace, given
             "", *done.lines, f"results     {done.folder}", *([f"report      {page}"] if page.exists() else []), sep="\n"
         )
         if options.json is not None:
-            options.json.write_text(told + "\n")
+            _write(options.json, told)
     return ExitCode.DONE
+
+
+def _write(path: Path, told: str) -> None:
+    """The results where they were asked for. Raises: UsageError; they lie in the folder in any case."""
+    try:
+        path.write_text(told + "\n")
+    except OSError as error:
+        raise UsageError(
+            f"--json {path}: cannot be written ({error.strerror}); results.json of the folder has it"
+        ) from error
 
 
 def again(given: Sequence[str], opened: Sequence[Path]) -> str:

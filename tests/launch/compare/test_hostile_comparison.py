@@ -95,6 +95,7 @@ def test_what_is_no_time_is_refused_in_a_sentence(
         (["--arm", 'a="b"=c'], "arm a"),
         (["--arm", ARM, "--price-per-device-hour", "nan"], "--price-per-device-hour nan: must be a number"),
         (["--arm", ARM, "--price-per-device-hour", "inf"], "--price-per-device-hour inf: must be a number"),
+        (["--arm", ARM, "--json", "/"], "--json /: is a folder"),
         (["--arm", ARM, "--pairs", "1000000"], "--pairs: 128 are the most"),
         (["--arm", ARM, "--calibration-pairs", "1000000"], "--calibration-pairs: 128 are the most"),
     ],
