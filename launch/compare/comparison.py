@@ -20,6 +20,9 @@ from .segment import Steps, run_segment
 from .store import Store, all_places, default_name, read_json, write_json
 from .why import Why, explain, profile_arm, traces_of
 
+_LONGEST_CHECK_S = 7200.0
+"""Of one run for the guard, 100 steps at most: it hangs if it takes longer."""
+
 Guard = Callable[[Arm, Arm, Path], Sameness]
 """Checks whether an arm (the second) is the same training as the baseline; may run things in the folder."""
 
@@ -194,7 +197,7 @@ def fresh_guard(num_ranks: int | None) -> Guard:
     from .guard_runs import FreshRuns
 
     def check(baseline: Arm, arm: Arm, folder: Path) -> Sameness:
-        runs = FreshRuns(folder=folder, num_ranks=num_ranks)
+        runs = FreshRuns(folder=folder, num_ranks=num_ranks, timeout_s=_LONGEST_CHECK_S)
         return check_parity(baseline.recipe, arm.recipe, run=runs, plan=partial(plan_here, num_ranks=num_ranks))
 
     return check
