@@ -2,7 +2,8 @@
 
 `make bench-place`, as root. Hosts are network namespaces of this machine: their own traffic goes through a loopback of
 1 Gbit/s, traffic to others through a card of 20 Mbit/s. Printed beside each figure is the model's, which is told the
-rates, the traffic of the recipe, and one measured time: that of a step when nothing is shaped.
+rates, the traffic of the recipe, and one measured time: that of a step when nothing is shaped. Numbers of scenes on the
+command line choose among them.
 """
 
 import json
@@ -167,7 +168,8 @@ def main() -> int:
         mesh, traffic = mesh_of(plan), by_gloo(traffic_of(plan))
         worst = 0.0
         print(f"{'scene':<34}{'ranks':<12}{'ms a step':>10}{'modelled':>10}{'times placed':>14}{'modelled':>10}")
-        for number, scene in enumerate(SCENES):
+        chosen = [SCENES[int(each) - 1] for each in sys.argv[1:]] or SCENES
+        for number, scene in enumerate(chosen):
             worst = max(worst, _measure(scene, mesh, traffic, recipe, Path(kept) / str(number)))
     print(f"largest error of a modelled ratio: {100 * worst:.0f} % (goal 25 %)")
     return 0

@@ -149,7 +149,8 @@ def _host(name: str, ranks: Sequence[int], reports: Sequence[Report]) -> _Host:
         positions=positions,
         visible=visible,
         topology=topology,
-        cpus=first.cpus(),
+        # What its workers may use together: somebody may have bound each to its own already.
+        cpus=replace(first.cpus(), allowed=tuple(sorted({cpu for rank in ranks for cpu in reports[rank].allowed}))),
         num_numa=len(first.numa),
         network_bytes_s=first.network_bytes_s,
     )

@@ -99,6 +99,13 @@ def test_two_agents_on_a_host_and_two_machines_of_a_name() -> None:
     assert all(len(each) == 1 for each in groups_of(answers, 2))
 
 
+def test_cpus_are_those_that_the_workers_of_a_host_may_use_together() -> None:
+    machine = read_topology(render(hgx()), "hgx")  # CPUs 0-55 near GPU0 to GPU3, 56-111 near the others
+    bound = [report("a", i, machine=machine, allowed=tuple(range(8 * i, 8 * i + 8))) for i in range(4)]
+    seats = [answer.seat for answer in decide(plan(dp_shard=2, tp=2), bound, "rank-order", None)]
+    assert [seat.cpus for seat in seats if seat is not None] == [tuple(range(8 * i, 8 * i + 8)) for i in range(4)]
+
+
 def test_adapters_that_are_not_for_training_are_left_out() -> None:
     machine = read_topology(render(hgx(nics=8)), "hgx")
     far = replace(machine.nics[7], device="storage0")
