@@ -121,8 +121,8 @@ def modelled(traffic: Traffic, mesh: Mesh, strategies: Any) -> tuple[str, float]
     return kind, 1.0
 
 
-FAST = (6, 10, 17)
-"""One for each kind of exchange; the rest in the slow suite."""
+FAST = (10, 17)
+"""Between them every axis but cp; the rest in the slow suite."""
 
 
 @pytest.mark.parametrize(
