@@ -29,6 +29,8 @@ class Situation:
     """Of the stack."""
     measured: Measured
     """A segment of it."""
+    step_s: float
+    """Its step as it was measured last."""
     profile: Profile
     steps: Sequence[Step]
     """All that was tried."""
@@ -40,11 +42,6 @@ class Situation:
     asked: Asked
     only: Collection[str] = ()
     """Keys, or tables of keys, to which a climb is confined; none for all."""
-
-    @property
-    def step_s(self) -> float:
-        """Of the stack."""
-        return self.measured.segment.median_s if self.measured.segment else 0.0
 
 
 def proposals(now: Situation, plan_of: Callable[[Sequence[str]], Plan]) -> list[Proposal]:

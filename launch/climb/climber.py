@@ -17,6 +17,7 @@ from ..compare.store import read_json, write_json
 from ..plan import Plan, plan_here
 from ..recipe import diff, read, to_toml
 from .choosing import Situation, proposals
+from .first_look import FirstLooks, Look
 from .notebook import SCREENED, Notebook, Step
 from .profile import Profile
 from .proposal import Proposal
@@ -25,8 +26,6 @@ from .screening import key_of as recipe_key
 
 OUT_OF_MEMORY = "out of memory"
 _BASE = "00-base"
-_COMPILED_S = 5.0
-"""What first steps take longer than those of the stack, if something was compiled in them."""
 
 TakeProfile = Callable[[Arm, Path], Profile]
 
@@ -57,6 +56,7 @@ class Climber:
     """The recipe as it stands."""
     profile: Profile = field(default_factory=Profile)
     """Of the stack."""
+    looks: FirstLooks = field(init=False)
     only: tuple[str, ...] = ()
     """Keys to which it is confined; none for all."""
     fitted: tuple[str, ...] = ()
@@ -65,6 +65,9 @@ class Climber:
     """Of files that stay as they are, each with changes."""
     too_large: int | None = None
     """A size of microbatches that ran out of memory."""
+
+    def __post_init__(self) -> None:
+        self.looks = FirstLooks(screens=self.screens, margin=self.bench.asked.declared.protocol.margin)
 
     def run(self) -> Climb:
         """Climb until nothing is worth its cost, or the budget is spent."""
@@ -140,11 +143,13 @@ class Climber:
             self.too_large, self.fitted = size, smaller
             self.stack = bench.write_stack(_BASE, bench.recipe(self.stack, smaller))
             self.plans.clear()
+        self.looks.know(found.segment.median_s if found.segment else 0.0)
         if not resumed:
             self.notebook.preparation_s += max(self.screens.spent_s, self.clock() - began_s)
         for step in self.notebook.steps:
             self.stack = self._place(step) if step.kept else self.stack
             self._remember_size(step)
+            self.looks.remember(step.point.step_s if step.kept and step.point else step.stack_step_s)
 
     def _segment_of_stack(self) -> Measured:
         return self.screens.get(f"stack-{len(self.notebook.kept):02d}-{self.too_large or 0}", self._arm(self.stack))
@@ -170,6 +175,7 @@ class Climber:
         situation = Situation(
             plan=self.plan_of(self.stack),
             measured=stack,
+            step_s=self.looks.reference_s,
             profile=self.profile,
             steps=self.notebook.steps,
             visited=self._visited,
@@ -218,15 +224,14 @@ class Climber:
         self.bench.tools.told.say(f"try {index}, {rung.name}: {proposal.hypothesis}; {', '.join(rung.set)}")
         stack, name = self._segment_of_stack(), f"{index:02d}-{rung.name}"
         arm, place = self._arm(self.stack, rung.set), f"tries/{name}"
-        found = self.screens.get(name, arm, stack=stack)
-        row, ratio = self._first_look(index, proposal, stack, found)
-        if row is not None and (found.compile_s or 0.0) > (stack.compile_s or 0.0) + _COMPILED_S:
-            found = self.screens.look_again(name, arm, stack=stack)
-            row, ratio = self._first_look(index, proposal, stack, found)
+        look = self.looks.look(name, arm, stack_arm=self._arm(self.stack), stack=stack)
+        row, stack_step_s = self._dropped_at_first_sight(index, proposal, look), self.looks.reference_s
         if row is None:
-            left_s = (self.bench.asked.budget_s or 0.0) - notebook.spent_s + stack.seconds + found.seconds
+            left_s = (self.bench.asked.budget_s or 0.0) - notebook.spent_s + stack.seconds + look.found.seconds
             tried = self.bench.try_rung(index, rung, self.stack, place=place, left_s=left_s)
             row = cumulated(tried.row, notebook.steps)
+            stack_step_s = tried.base.step_s if tried.base else stack_step_s
+            self.looks.know(row.point.step_s if row.kept and row.point else stack_step_s)
         seconds = self.screens.cost_s(name) + spent_beyond_pilots(self.bench.path / place / "segments")
         known: dict[str, Any] = vars(row) | {"seconds": seconds}
         step = Step(
@@ -236,10 +241,10 @@ class Climber:
             source=proposal.source,
             bound=proposal.bound,
             estimated_s=proposal.estimated_s,
-            screening=ratio,
+            screening=look.ratio,
             seconds_with_all=max(seconds, self.clock() - began_s),
             share_before=self.profile.shares,
-            stack_step_s=stack.segment.median_s if stack.segment else None,
+            stack_step_s=stack_step_s,
         )
         if step.kept:
             self.stack = self.bench.write_stack(f"{index:02d}-{step.name}", self.bench.recipe(self.stack, rung.set))
@@ -247,20 +252,17 @@ class Climber:
         self._remember_size(step)
         self.bench.tools.told.say(f"try {index}, {rung.name}: {'kept' if step.kept else 'dropped'}; {step.reason}")
 
-    def _first_look(
-        self, index: int, proposal: Proposal, stack: Measured, found: Measured
-    ) -> tuple[Row | None, float | None]:
-        """What one segment says: a row if that is enough to drop the change, and the ratio of the steps."""
-        common: dict[str, Any] = {"index": index, "name": proposal.rung.name, "set": proposal.set}
-        recipe = self.plan_of(self.stack, proposal.set).recipe
-        common["changes"] = tuple(diff(self.plan_of(self.stack).recipe, recipe))
-        if found.failure or found.segment is None or stack.segment is None:
-            return Row(verdict=FAILED, reason=f"{found.failure}: {found.reason}", **common), None
-        ratio, margin = found.segment.median_s / stack.segment.median_s, self.bench.asked.declared.protocol.margin
-        if ratio < 1 - margin:
-            return None, ratio
-        reason = f"one segment took {ratio:.3f} times as long a step, so that no pairs were spent on it"
-        return Row(verdict=SCREENED, reason=reason, point=Point.of_segment(found, recipe), **common), ratio
+    def _dropped_at_first_sight(self, index: int, proposal: Proposal, look: Look) -> Row | None:
+        """The row of a change that one segment is enough to drop."""
+        recipe, found = self.plan_of(self.stack, proposal.set).recipe, look.found
+        changes = tuple(diff(self.plan_of(self.stack).recipe, recipe))
+        common: dict[str, Any] = {"index": index, "name": proposal.rung.name, "set": proposal.set, "changes": changes}
+        if look.ratio is None:
+            return Row(verdict=FAILED, reason=f"{found.failure}: {found.reason}", **common)
+        if look.helps:
+            return None
+        reason = f"one segment took {look.ratio:.3f} times as long a step, so that no pairs were spent on it"
+        return Row(verdict=SCREENED, reason=reason, point=Point.of_segment(found, recipe), **common)
 
     def _remember_size(self, step: Step) -> None:
         """A microbatch that ran out of memory is a ceiling for those to come."""

@@ -18,6 +18,8 @@ from ..schema import Recipe
 
 _LONGEST_WARMUP = 4 * MIN_WARMUP_STEPS
 _MOST_STEPS = 2000
+_WARM, _BESIDE = "_warm", "_beside"
+"""Further segments for one change: with filled caches, and of the stack. They sort behind the first."""
 
 
 def key_of(recipe: Recipe) -> str:
@@ -37,7 +39,9 @@ class Screens:
 
     def load(self) -> None:
         """Take up what an interrupted climb has left."""
-        for file in sorted(self.path.glob("*.json")):
+        for file in sorted(self.path.glob("[!.]*.json")):
+            if file.stem.endswith(_BESIDE):
+                continue
             told = json.loads(file.read_text())
             self.known[told["recipe"]] = Measured.from_json(told["measured"])
 
@@ -45,23 +49,31 @@ class Screens:
         """The segment of a recipe, measured now unless it is known. stack: of what the recipe is a change of."""
         key = key_of(arm.recipe)
         if key not in self.known:
-            timeout_s = patience_s(stack.seconds) if stack else None
-            found = self.measure(arm, self.path / name, self._steps(stack), timeout_s=timeout_s)
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / f"{name}.json", {"recipe": key, "measured": found.to_json()})
-            self.known[key] = found
+            self.known[key] = self._run(name, arm, stack)
         return self.known[key]
 
     def look_again(self, name: str, arm: Arm, *, stack: Measured) -> Measured:
-        """A second segment of a recipe whose first has compiled.
+        """A second segment of a recipe whose first has compiled; it is the one that is known from then on.
 
         For a while after a compilation its helpers still run, and steps take longer than they ever will again.
         """
-        again = f"{name}_warm"
-        if (self.path / f"{again}.json").is_file():
-            return self.known[key_of(arm.recipe)]
-        del self.known[key_of(arm.recipe)]
-        return self.get(again, arm, stack=stack)
+        found = self.known[key_of(arm.recipe)] = self._run(f"{name}{_WARM}", arm, stack)
+        return found
+
+    def beside(self, name: str, stack_arm: Arm, *, stack: Measured) -> Measured:
+        """Another segment of the stack, beside that of the change of this name."""
+        return self._run(f"{name}{_BESIDE}", stack_arm, stack)
+
+    def _run(self, name: str, arm: Arm, stack: Measured | None) -> Measured:
+        """The segment of this name: the one on disk, or measured now."""
+        file = self.path / f"{name}.json"
+        if file.is_file():
+            return Measured.from_json(json.loads(file.read_text())["measured"])
+        timeout_s = patience_s(stack.seconds) if stack else None
+        found = self.measure(arm, self.path / name, self._steps(stack), timeout_s=timeout_s)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"recipe": key_of(arm.recipe), "measured": found.to_json()})
+        return found
 
     def _steps(self, stack: Measured | None) -> Steps:
         """As long as the comparison's segments will be, as far as that is known."""
@@ -72,13 +84,14 @@ class Screens:
 
     def cost_s(self, name: str) -> float:
         """What the segment of this name took; nothing if its recipe was known."""
-        files = [self.path / f"{each}.json" for each in (name, f"{name}_warm")]
+        files = [self.path / f"{name}{suffix}.json" for suffix in ("", _WARM, _BESIDE)]
         return sum(float(json.loads(file.read_text())["measured"]["seconds"]) for file in files if file.is_file())
 
     @property
     def spent_s(self) -> float:
         """Time of all of them."""
-        return sum(self.cost_s(file.stem) for file in self.path.glob("[!.]*.json") if not file.stem.endswith("_warm"))
+        files = self.path.glob("[!.]*.json")
+        return sum(self.cost_s(file.stem) for file in files if not file.stem.endswith((_WARM, _BESIDE)))
 
     def as_pilots(self) -> Measure:
         """Measures as this does, but answers for a pilot with what is known already."""
@@ -94,5 +107,5 @@ class Screens:
 
 def spent_beyond_pilots(segments: Path) -> float:
     """Time of the segments of a comparison but for its pilots, which are screens."""
-    files = (file for file in segments.glob("*.json") if not file.name.startswith(PILOT))
+    files = (file for file in segments.glob("[!.]*.json") if not file.name.startswith(PILOT))
     return sum(float(json.loads(file.read_text())["seconds"]) for file in files)

@@ -224,6 +224,19 @@ def test_a_first_look_that_had_to_compile_is_repeated_with_filled_caches(call: C
     assert found.results["measured_s"] == pytest.approx(sum(step.seconds for step in found.steps) + 10 + 80, abs=1)
 
 
+def test_a_change_is_not_dropped_for_an_old_segment_of_the_stack(call: Call) -> None:
+    """The machine becomes slower for good after the first segments: what is seen beside it then is what counts."""
+
+    class Slower(Landscape):
+        def step_of(self, recipe: Recipe) -> float:
+            return step_s(recipe) * (1.0 if len(self.order) <= 4 else 3.0)
+
+    machine = Slower(step_s)
+    machine.step_s = machine.step_of
+    found = call(machine, only=("run.gc_every", "strategies.compile", "loader", "strategies.amp"))
+    assert {"compile", "amp"} <= {step.name for step in found.steps if step.kept}
+
+
 def test_a_recipe_that_does_not_fit_gets_smaller_microbatches_first(call: Call) -> None:
     machine = Landscape(step_s, failure=lambda recipe: "out of memory" if recipe.batch.microbatch_size > 2 else None)
     overrides = ("batch.microbatch_size=8", "strategies.accumulation.num_microbatches=2")
