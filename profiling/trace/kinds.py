@@ -35,7 +35,7 @@ ON_DEVICE = (Kind.COMPUTE, Kind.COMMUNICATION, Kind.MEMORY)
 """What occupies a device."""
 
 COMMUNICATION_KERNEL = re.compile(
-    r"nccl|rccl|hccl|oneccl|nvshmem|symm_mem|cross_device_reduce|deep_?ep|(one|two|multimem)_shot_all_?reduce",
+    r"nccl|rccl|hccl|oneccl|nvshmem|symm_mem|multimem_|cross_device_reduce|deep_?ep|(one|two)_shot_(all_?)?reduce",
     re.IGNORECASE,
 )
 

@@ -18,6 +18,7 @@ from .thresholds import (
     MIN_LINK_SHARE,
     MIN_SHARE,
     MIN_SMALL_EXCHANGES,
+    SHORT_EXCHANGE_NS,
     SLOW_LINK_GB_S,
     SMALL_MESSAGE_BYTES,
 )
@@ -90,23 +91,25 @@ def every_microbatch(facts: Facts, rows: pl.DataFrame) -> Findings:
 
 def small_buckets(facts: Facts, rows: pl.DataFrame) -> Findings:
     """Many reductions where few would do."""
-    mine = _gradients(facts, rows).filter(
-        pl.col("type") == Collective.ALL_REDUCE.value, pl.col("message_bytes").fill_null(0) < SMALL_MESSAGE_BYTES
-    )
+    short = pl.col("message_bytes").is_null() & (pl.col("transfer_ns") < SHORT_EXCHANGE_NS)
+    small = (pl.col("message_bytes") < SMALL_MESSAGE_BYTES) | short
+    mine = _gradients(facts, rows).filter(pl.col("type") == Collective.ALL_REDUCE.value, small)
     mine = mine.filter(pl.len().over("rank", "step", "microbatch") >= MIN_SMALL_EXCHANGES)
     cost = _cost(facts, mine)
     if facts.share(cost.ns) < MIN_SHARE:
         return
     here = cost.rows
     known = here["message_bytes"].drop_nulls()
-    message = f" of {size(scalar(known.median()))} each (median)" if len(known) else " of unknown size"
+    each = size(scalar(known.median())) if len(known) else time(scalar(here["transfer_ns"].median()))
     yield Finding(
         fault=Fault.SMALL_BUCKETS,
-        title="Many small all-reduces: the buckets of gradients are too small",
+        title="Many small all-reduces"
+        + (": the buckets of gradients are too small" if len(known) else ", as far as durations tell"),
         evidence=(
-            f"rank {cost.rank}: {number(here.height / facts.num_steps)} all-reduces a step{message}, which cost"
-            f" {time(cost.ns)} of {time(facts.step_ns)}.",
+            f"rank {cost.rank}: {number(here.height / facts.num_steps)} all-reduces a step of {each} each (median)"
+            f" cost {time(cost.ns)} of {time(facts.step_ns)}.",
             _named(cost),
+            *_UNTOLD[: 1 if not len(known) else 0],
         ),
         cause="Each exchange pays latency; small buckets pay it many times, and never reach the link's bandwidth.",
         remedy="strategies.ddp.bucket_mib = 25   # and more: 50, 100",

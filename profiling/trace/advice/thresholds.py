@@ -37,6 +37,8 @@ MIN_LINK_SHARE = 0.3
 """Of the link's peak that large messages reach; half to four fifths is usual."""
 SLOW_LINK_GB_S = 1.25
 """Where no peak is known: 10 Gbit Ethernet."""
+SHORT_EXCHANGE_NS = SMALL_MESSAGE_BYTES / SLOW_LINK_GB_S
+"""What a trace without sizes calls small has at least to be this short: less than a small message on a slow link."""
 LATE_BY_CHANCE = 0.125
 """How likely a rank that is as often early as late may be late in so many steps. Three of three say it, 5 of 5, 8 of
 10; a mean over steps says nothing, for what else runs on a host slows one rank for some steps."""

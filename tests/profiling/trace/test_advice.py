@@ -149,6 +149,7 @@ FAULTS_OF_A_HOST = {
     "Gradients are reduced in every microbatch": Plan(num_microbatches=4, reduces_each=True, exchange_ns=4 * MS),
     "Large exchanges are far below": Plan(exchange_ns=60 * MS, num_elements=10_000_000),
     "Exchanges do not overlap": Plan(exchange_ns=60 * MS),
+    "Exchanges do not overlap ": Plan(num_exchanges=10, exchange_ns=6 * MS),  # many, but none of them short
     "The model is compiled again": Plan(num_ranks=1, more={"entire_frame_compile": 30 * MS}),
     "Garbage collections": Plan(num_ranks=1, more={"<built-in function collect>": 10 * MS}),
     "A number is read": Plan(num_ranks=1, reads=1),

@@ -22,7 +22,7 @@ from stepladder.profiling.trace.collective_sizes import (
 from stepladder.profiling.trace.collective_skew import by_collective, by_rank, clock_offsets, matched
 from stepladder.profiling.trace.collectives import SCHEMA, collective_summary, collectives
 from stepladder.profiling.trace.dtypes import bytes_of
-from stepladder.profiling.trace.kinds import Kind
+from stepladder.profiling.trace.kinds import Kind, kind_of
 from stepladder.profiling.trace.launchers import launchers, parents
 from stepladder.profiling.trace.load import read_trace
 from stepladder.profiling.trace.peaks import device_peak, peak_of
@@ -98,6 +98,21 @@ def large(name: str) -> Trace:
 )
 def test_a_collective_is_known_by_any_of_its_names(name: str, kind: str) -> None:
     assert collective_of(name) == kind
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)",
+        "void vllm::cross_device_reduce_1stage<__half, 2>",
+        "void (anonymous namespace)::multimem_all_reduce_kernel<c10::BFloat16, 16>(c10::BFloat16*, unsigned long)",
+        "void multimem_one_shot_all_reduce_kernel<float, 16>(float*, float*, unsigned long)",
+        "void multimem_all_gather_kernel<16>(char*, char*, unsigned long, unsigned int**, unsigned long)",
+        "void two_shot_all_reduce_kernel_inplace<c10::BFloat16, 16>(c10::BFloat16**, unsigned long)",
+    ],
+)
+def test_kernels_between_devices_are_communication(name: str) -> None:
+    assert kind_of("kernel", name) == Kind.COMMUNICATION
 
 
 def test_elements_have_their_bytes_under_every_name() -> None:
