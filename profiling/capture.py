@@ -38,7 +38,15 @@ def trace_name(rank: int, step: int) -> str:
 
 
 def publish(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name and rename it, so that nobody ever sees half of it."""
+    """Write a file under a temporary name and rename it, so that nobody ever sees half of it.
+
+    A link stays one: its target is replaced. A pipe or a device is written to as it is.
+    """
+    if path.exists() and not path.is_file():
+        write(path)
+        return
+    if path.is_symlink():
+        path = path.resolve()
     partial = path.with_name(f".partial-{path.name}")
     try:
         write(partial)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,24 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     publish(path, lambda partial: partial.write_text("whole") and None)
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link_and_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_text("before")
+    link.symlink_to(target)
+    publish(link, lambda partial: partial.write_text("through the link"))
+    assert link.is_symlink()
+    assert target.read_text() == "through the link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        publish(pipe, lambda partial: partial.write_text("through the pipe"))
+        assert os.read(reader, 100) == b"through the pipe"
+        assert pipe.is_fifo()
+    finally:
+        os.close(reader)
+    assert {path.name for path in tmp_path.iterdir()} == {"target", "link", "pipe"}
 
 
 class FakeCudart:
