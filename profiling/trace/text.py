@@ -1,6 +1,6 @@
 """What the analyses found, as tables for a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import polars as pl
 
@@ -30,7 +30,7 @@ def summary(analysis: Analysis) -> Iterator[str]:
     tables = analysis.tables
     ranks = ", ".join(map(str, analysis.ranks[:_MAX_RANKS])) + (", ..." if len(analysis.ranks) > _MAX_RANKS else "")
     yield f"{analysis.num_bytes / 1e6:.1f} MB of traces, ranks {ranks}"
-    yield from (f"note: {printable(note)}" for note in analysis.notes)
+    yield from note_lines(analysis.notes)
     yield from _steps(tables["steps"])
     yield from _phases(tables["phases"])
     yield from _kernels(tables["kernels"])
@@ -40,6 +40,11 @@ def summary(analysis: Analysis) -> Iterator[str]:
     if tables["kernels"].height:  # without a device, all of a step is the host
         yield from _what_if(tables["what_if"])
     yield from job_lines(tables)
+
+
+def note_lines(notes: Iterable[str]) -> Iterator[str]:
+    """What was wrong with files, and what was left out."""
+    return (f"note: {printable(note)}" for note in notes)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Iterator[str]:
@@ -178,8 +183,12 @@ def _what_if(found: pl.DataFrame) -> Iterator[str]:
     standard = found.filter(pl.col("name").is_null() & (pl.col("change") != "nothing") & (pl.col("gain_ns") > 0))
     if not standard.height:
         return
+    longest = max(found.filter(pl.col("change") == "nothing")["length_ns"].to_list(), default=0)
     yield ""
-    yield "a step of median length would gain at most"
+    yield (
+        "a step of median length, from its begin on the host to the end of its last kernel"
+        f" ({milliseconds(longest)} ms, with what is left of earlier steps), would gain at most"
+    )
     by = standard.group_by("change").agg(pl.col("gain_ns", "gain_share").max()).sort("gain_ns", descending=True)
     rows = [
         [row["change"], milliseconds(row["gain_ns"]), f"{100 * row['gain_share']:.1f}"] for row in by.rows(named=True)
