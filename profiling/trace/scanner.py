@@ -1,12 +1,6 @@
-"""The compiled way from text to columns, for what most writers write; `parse.py` has the other ways.
-
-scan.c is built when stepladder is installed, if there is a C compiler; without it traces are read more slowly. It is
-called through ctypes, which lets other Python threads run meanwhile.
-"""
+"""The compiled way from text to columns, for what most writers write; `parse.py` has the other ways."""
 
 import ctypes
-import functools
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from .compiled import library
 from .dialect import as_type
 from .piece import ARGS_WHOLE, DTYPES, NO_VALUE, WHOLE, Piece, Sort
 
@@ -63,21 +58,6 @@ class _Job(ctypes.Structure):
         ("num_rows", _Int),
         ("num_values", _Int),
     ]
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled functions; None if they were not built."""
-    found = importlib.util.find_spec(f"{__package__}._scan")
-    if found is None or found.origin is None:
-        return None
-    try:
-        built = ctypes.CDLL(found.origin)
-        built.scan.argtypes = [ctypes.POINTER(_Job)]
-        built.gather.argtypes = [_Pointer, _Pointer, _Pointer, _Int, _Pointer, _Pointer]
-    except (OSError, AttributeError):
-        return None
-    return built
 
 
 @dataclass(frozen=True, kw_only=True)

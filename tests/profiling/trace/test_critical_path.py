@@ -3,6 +3,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -24,7 +25,7 @@ from stepladder.profiling.trace.critical_path import (
     what_if,
 )
 from stepladder.profiling.trace.critical_path.graph import Points, edges, join_edges, settle
-from stepladder.profiling.trace.critical_path.simulate import Simulator
+from stepladder.profiling.trace.critical_path.simulate import Simulator, relax
 from stepladder.profiling.trace.critical_path.whatif import ask, name_costs, standard
 from stepladder.profiling.trace.load import read_trace
 from stepladder.profiling.trace.tables import Trace
@@ -492,3 +493,21 @@ def test_the_standard_changes_have_names() -> None:
         "copies free",
         "kernels fused",
     ]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_compiled_loop_over_edges_does_what_the_sentence_says(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    num_joints, num_edges = int(generator.integers(1, 30)), int(generator.integers(0, 200))
+    source, target = (generator.integers(0, num_joints, num_edges).astype(np.int32) for _ in range(2))
+    passes = generator.integers(-1000, 1 << 40, num_edges)
+    expected = [0] * num_joints
+    for before, after, passed in zip(source.tolist(), target.tolist(), passes.tolist(), strict=True):
+        expected[after] = max(expected[after], expected[before] + passed)
+    times = np.zeros(num_joints, dtype=np.int64)
+    relax(source, target, passes, times)
+    assert times.tolist() == expected
+    with patch("stepladder.profiling.trace.critical_path.simulate.library", lambda: None):
+        times[:] = 0
+        relax(source, target, passes, times)
+    assert times.tolist() == expected

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepladder.profiling.trace.compiled import library
 from stepladder.profiling.trace.parse import Parser
 from stepladder.profiling.trace.piece import ARGS_WHOLE, DETAIL, SPARSE, WHOLE, Piece
-from stepladder.profiling.trace.scanner import library, scan
+from stepladder.profiling.trace.scanner import scan
 from stepladder.profiling.trace.source import Source
 
 ROOT = Path(__file__).parents[3]
