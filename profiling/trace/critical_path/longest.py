@@ -5,6 +5,8 @@ every other path the least times add up to no more (see [Note: graph of dependen
 same nanosecond, another path is as long; the one by way of the own chain is shown.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
 
@@ -27,31 +29,52 @@ def critical_path(graph: Graph) -> pl.DataFrame:
 
     A delay between two chains bears the name of its sort in brackets, and the place of what was waiting.
     """
-    point, edge = _steps(graph)
-    points, by_edge = graph.points, edge >= 0
-    before = np.where(by_edge, graph.edges.source[np.maximum(edge, 0)], point - 1) if len(point) else point
-    start = points.time[before]
-    length = points.time[point] - start
-    category = (
-        np.where(by_edge, graph.edge_category(np.maximum(edge, 0)), points.category[point]) if len(point) else point
-    )
-    words = np.array([*graph.names, *(f"({each})" for each in _DELAYS)], dtype=object)
-    relation = graph.edges.relation[np.maximum(edge, 0)] if len(point) else point
-    label = np.where(by_edge, len(graph.names) + relation.astype(np.int64), points.label[point])
+    found = _segments(graph)
+    points = graph.points
     # A kernel's starting point bears the number of its event, and so does a thread's: what waited is known.
-    frame = pl.DataFrame(
+    return pl.DataFrame(
         {
-            "start_ns": start,
-            "dur_ns": length,
-            "category": pl.Series(category.astype(np.uint8)).cat.to(SCHEMA["category"]),
-            "name": pl.Series(words[label].tolist(), dtype=pl.String),
-            "row": points.row[point],
-            "track": points.track[point],
-            "rank": points.rank[point],
+            "start_ns": points.time[found.before],
+            "dur_ns": found.length,
+            "category": pl.Series(found.category).cat.to(SCHEMA["category"]),
+            "name": _words(graph).gather(found.label),
+            "row": points.row[found.point],
+            "track": points.track[found.point],
+            "rank": points.rank[found.point],
         },
         schema=SCHEMA,
     )
-    return frame.filter(pl.col("dur_ns") > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Segments:
+    """[S] parts of the path that took time: the points around them, lengths, numbers of categories and of words."""
+
+    point: np.ndarray
+    before: np.ndarray
+    length: np.ndarray
+    category: np.ndarray
+    label: np.ndarray
+
+
+def _segments(graph: Graph) -> _Segments:
+    point, edge = _steps(graph)
+    points, edges = graph.points, graph.edges
+    before = point - 1
+    before[edge >= 0] = edges.source[edge[edge >= 0]]
+    length = points.time[point] - points.time[before]
+    took = np.flatnonzero(length > 0)
+    point, edge, before, length = point[took], edge[took], before[took], length[took]
+    category, label = points.category[point], points.label[point].astype(np.int64)
+    jumps = np.flatnonzero(edge >= 0)
+    category[jumps] = graph.edge_category(edge[jumps])
+    label[jumps] = len(graph.names) + edges.relation[edge[jumps]].astype(np.int64)
+    return _Segments(point=point, before=before, length=length, category=category, label=label)
+
+
+def _words(graph: Graph) -> pl.Series:
+    """What `label` stands for."""
+    return pl.Series([*graph.names, *(f"({each})" for each in _DELAYS)], dtype=pl.String)
 
 
 def _steps(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
@@ -95,10 +118,18 @@ def by_category(graph: Graph) -> pl.DataFrame:
 
 def by_name(graph: Graph) -> pl.DataFrame:
     """What the path was spent on, the longest first: category, name, count (segments), time_ns, share."""
-    return (
-        critical_path(graph)
-        .group_by("category", "name")
-        .agg(pl.len().cast(pl.Int64).alias("count"), pl.col("dur_ns").sum().alias("time_ns"))
-        .with_columns((pl.col("time_ns") / max(graph.length_ns, 1)).alias("share"))
-        .sort(["time_ns", "name"], descending=[True, False])
+    found, words = _segments(graph), _words(graph)
+    pairs, which = np.unique(found.category.astype(np.int64) * len(words) + found.label, return_inverse=True)
+    time_ns = np.zeros(len(pairs), dtype=np.int64)
+    np.add.at(time_ns, which, found.length)
+    table = pl.DataFrame(
+        {
+            "category": pl.Series((pairs // len(words)).astype(np.uint8)).cat.to(SCHEMA["category"]),
+            "name": words.gather(pairs % len(words)),
+            "count": np.bincount(which, minlength=len(pairs)),
+            "time_ns": time_ns,
+        }
     )
+    table = table.group_by("category", "name").agg(pl.all().sum())  # two words may be the same name
+    table = table.with_columns(share=pl.col("time_ns") / max(graph.length_ns, 1))
+    return table.sort("time_ns", "name", descending=[True, False])
