@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..profiling.trace.spelling import printable
 from ..strategies.errors import PluginError
 from . import climb_command, compare_command, place_command, topo_command, trace_command
 from .engines import job
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(problems: Sequence[str]) -> None:
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

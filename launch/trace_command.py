@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..profiling.errors import TraceError
 from .errors import ExitCode, UsageError
+from .outputs import STDOUT, check_target, show, show_text, writing
 from .reading_bar import reading_bar
 
 if TYPE_CHECKING:
@@ -39,17 +39,35 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
     """Analyse, and write what was asked for. Raises: UsageError for traces that cannot be read."""
     if options.processes < 0:
         raise UsageError(f"--processes {options.processes}: a number of processes; 0 for the number of cores")
-    for path in (options.json, options.html, options.perfetto):
-        if path is not None and str(path) != "-" and not path.parent.is_dir():
-            raise UsageError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if options.against is not None:
+        for name in ("html", "perfetto", "compat"):
+            if getattr(options, name) is not None:
+                raise UsageError(
+                    f"--{name}: is not for two runs, which make a table and --json; remove --against or it"
+                )
     try:
-        if options.against is not None:
-            return _difference(options)
-        return _analysis(options)
+        _check_targets(options)
+        return _analysis(options) if options.against is None else _difference(options)
     except TraceError as error:
         raise UsageError(str(error)) from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
+        raise UsageError(f"the traces cannot be analysed: {error}") from error
+
+
+def _check_targets(options: argparse.Namespace) -> None:
+    """Raises: UsageError for a file that cannot be written, or is one of the traces; OSError."""
+    from ..profiling.trace.files import is_among
+
+    given = [*options.paths, *([] if options.against is None else [options.against])]
+    for name in ("json", "html", "perfetto"):
+        path = getattr(options, name)
+        if path is None or (name == "json" and path == STDOUT):
+            continue
+        check_target(path)
+        if is_among(path, given):
+            raise UsageError(f"--{name} {path}: lies among the traces, to be read as one; write it to another folder")
 
 
 def _analysis(options: argparse.Namespace) -> int:
@@ -64,25 +82,30 @@ def _analysis(options: argparse.Namespace) -> int:
     found, findings = _found(
         options.paths, reading, compat=bool(options.compat), drawing=options.html is not None, quiet=False
     )
-    to_stdout = str(options.json) == "-"
+    to_stdout = options.json == STDOUT
     if options.json is not None:
         advice = [finding.row() for finding in findings]
         tables = {name: table for name, table in found.tables.items() if name not in analysis.DRAWN}
         _write_tables(options.json, tables, ranks=list(found.ranks), notes=list(found.notes), advice=advice)
     if not to_stdout:
-        whole = _plain_tables(found) if options.compat else [*text.summary(found), *text.advice_lines(findings, found)]
-        print(*whole, sep="\n")
+        if options.compat:
+            show([*text.note_lines(found.notes), *_plain_tables(found)])
+        else:
+            show([*text.summary(found), *text.advice_lines(findings, found)])
     if options.html is not None:
-        _write_report(options.html, found, findings, title=str(options.paths[0]))
-        _say(f"report: {options.html}", to_stdout)
+        with writing(options.html):
+            _write_report(options.html, found, findings, title=str(options.paths[0]))
+        show([f"report: {options.html}"], to_stderr=to_stdout)
     if options.perfetto is not None:
-        from ..profiling.trace.job import open_trace, trace_files
+        from ..profiling.trace.files import trace_files
+        from ..profiling.trace.job import open_trace
         from ..profiling.trace.perfetto import write_annotated
 
-        source = trace_files(options.paths)[0]
-        for note in write_annotated(open_trace(source, reading), options.perfetto):
-            _say(f"note: {note}", to_stdout)
-        _say(f"for https://ui.perfetto.dev: {options.perfetto}", to_stdout)
+        trace = open_trace(trace_files(options.paths)[0], reading)
+        with writing(options.perfetto):
+            notes = write_annotated(trace, options.perfetto)
+        where = f"for https://ui.perfetto.dev: {options.perfetto}"
+        show([*text.note_lines(notes), where], to_stderr=to_stdout)
     return ExitCode.DONE
 
 
@@ -136,32 +159,31 @@ def _difference(options: argparse.Namespace) -> int:
             for paths in ([options.against], options.paths)
         )
     found = difference(before.tables["attribution"], after.tables["attribution"])
+    notes = [f"{side}: {note}" for side, each in (("before", before), ("after", after)) for note in each.notes]
     if options.json is not None:
-        _write_tables(options.json, {"difference": found})
-    if str(options.json) != "-":
-        print(*text.difference_lines(summed(found), found), sep="\n")
+        _write_tables(options.json, {"difference": found}, notes=notes)
+    if options.json != STDOUT:
+        show([*text.note_lines(notes), *text.difference_lines(summed(found), found)])
     return ExitCode.DONE
 
 
-def _say(line: str, to_stdout: bool) -> None:
-    print(line, file=sys.stderr if to_stdout else sys.stdout)
-
-
 def _plain_tables(found: "Analysis") -> list[str]:
-    """All tables, as they are."""
+    """All tables, as they are, line by line."""
     import polars as pl
 
     with pl.Config(tbl_rows=30, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_width_chars=200):
-        return [f"{name}\n{table}" for name, table in found.tables.items() if table.height]
+        whole = [f"{name}\n{table}" for name, table in found.tables.items() if table.height]
+    return "\n".join(whole).split("\n")
 
 
 def _write_tables(path: Path, tables: Any, **more: Any) -> None:
     """Tables as lists of rows."""
     whole = more | {"tables": {name: table.rows(named=True) for name, table in tables.items()}}
     text = json.dumps(whole, indent=1, default=str, allow_nan=True)
-    if str(path) == "-":
-        print(text)
+    if path == STDOUT:
+        show_text(text)
         return
     from ..profiling.capture import publish
 
-    publish(path, lambda partial: partial.write_text(text + "\n"))
+    with writing(path):
+        publish(path, lambda partial: partial.write_text(text + "\n"))

@@ -15,7 +15,8 @@ import polars as pl
 from . import collective_skew, job_path
 from .cache import kept_tables
 from .collectives import collective_summary
-from .job import Done, Reading, Told, for_each, trace_files
+from .files import choose_traces
+from .job import Done, Reading, Told, for_each
 from .job_path import StepGraph
 from .kinds import Kind
 from .makers import (
@@ -31,6 +32,7 @@ from .makers import (
     of_steps,
     of_what_if,
 )
+from .one_job import Recorded, doubts, recorded
 from .stragglers import stragglers
 from .tables import Trace
 
@@ -86,7 +88,7 @@ def analyse(
     bytes of the files are read, of how many.
     Raises: TraceError if there is no trace, or none that can be read.
     """
-    files = trace_files(paths)
+    files, left_out = choose_traces(paths)
     work = partial(
         _of_rank,
         makers=makers,
@@ -101,13 +103,14 @@ def analyse(
         together |= _compared(together["collectives"])
     if "exchanges" in together:
         together["stragglers"] = _stragglers(together.pop("exchanges"), together.get("clocks"))
-    notes = problems + [f"rank {each.rank}: {note}" for each in done for note in (*each.notes, *each.result.notes)]
+    notes = left_out + problems + doubts({each.rank: each.result.recorded for each in done})
+    notes += [f"rank {each.rank}: {note}" for each in done for note in (*each.notes, *each.result.notes)]
     notes += clock_notes(together.get("clocks"))
     if with_path:
-        more, left_out = _path(done, offsets_of(together.get("clocks")))
+        more, path_notes = _path(done, offsets_of(together.get("clocks")))
         if of_drawing not in makers:
             del more["critical_across"]
-        together, notes = together | more, notes + left_out
+        together, notes = together | more, notes + path_notes
     return Analysis(
         tables=together,
         ranks=[each.rank for each in done],
@@ -151,6 +154,7 @@ class _Rank:
     tables: Mapping[str, pl.DataFrame]
     notes: Sequence[str]
     header: Mapping[str, Any]
+    recorded: Recorded
     graph: StepGraph | None
 
 
@@ -178,6 +182,7 @@ def _of_rank(
         tables=tables,
         notes=notes,
         header={key: trace.header[key] for key in ("deviceProperties", "distributedInfo") if key in trace.header},
+        recorded=recorded(trace),
         graph=graph if trace.path in sent else None,
     )
 

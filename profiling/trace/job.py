@@ -1,9 +1,8 @@
-"""The traces of a job: which files they are, and work done on each of them in processes of its own."""
+"""The traces of a job: work done on each of them in processes of its own."""
 
 import multiprocessing
 import os
-import re
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -25,9 +24,7 @@ T = TypeVar("T")
 Told = Callable[[int, int], None]
 """Told how many bytes of all files are read, packed as they are, of how many."""
 
-_SUFFIXES = (".json", ".json.gz")
 _ASK_EVERY_S = 0.1
-_WINDOW = re.compile(r"rank-(\d+)\.step-(\d+)\.pt\.trace\.json(\.gz)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,45 +50,6 @@ class Done(Generic[T]):
     notes: tuple[str, ...]
     num_bytes: int
     result: T
-
-
-def trace_files(paths: Iterable[Path]) -> list[Path]:
-    """The traces among files and folders; of a rank's windows in one folder, the newest.
-
-    Raises: TraceError for a path that does not exist, or if there is no trace.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = [each for each in path.iterdir() if each.name.endswith(_SUFFIXES) and each.is_file()]
-            inside.sort(key=_numerals_as_numbers)
-            if not inside:
-                raise TraceError(f"{path}: no trace in this folder; traces end in .json or .json.gz")
-            found += _newest(inside)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise TraceError(f"{path}: no such file or folder")
-    return list(dict.fromkeys(found))
-
-
-def _numerals_as_numbers(path: Path) -> list[tuple[int, str]]:
-    """A key by which rank 2 comes before rank 10."""
-    parts = re.split(r"(\d{1,18})", path.name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _newest(files: Sequence[Path]) -> list[Path]:
-    """Of the files that our own profiler has named, each rank's last window; of others, all."""
-    last: dict[int, tuple[int, Path]] = {}
-    others: list[Path] = []
-    for path in files:
-        if match := _WINDOW.fullmatch(path.name):
-            rank, step = int(match[1]), int(match[2])
-            last[rank] = max(last.get(rank, (-1, path)), (step, path))
-        else:
-            others.append(path)
-    return [path for _, (_, path) in sorted(last.items())] or others
 
 
 def open_trace(

@@ -1,6 +1,9 @@
 """`stepladder trace`: tables, files, and one sentence for what cannot be read."""
 
+import errno
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,10 @@ import pytest
 
 from stepladder.launch.cli import main
 
+EVENTS = [
+    {"ph": "X", "cat": "user_annotation", "name": "ProfilerStep#3", "pid": 1, "tid": 1, "ts": 0, "dur": 9},
+    {"ph": "X", "cat": "kernel", "name": "gemm", "pid": 0, "tid": 7, "ts": 1, "dur": 5, "args": {"stream": 7}},
+]
 DATA = Path(__file__).parent.parent / "profiling" / "trace" / "data"
 
 
@@ -85,19 +92,31 @@ def test_the_definitions_of_hta_are_a_switch(traces: Path, capsys: pytest.Captur
     assert "temporal" in capsys.readouterr().out
 
 
-def test_names_cannot_speak_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "\x1b[2J\u202egemm"
+@pytest.mark.parametrize("options", [[], ["--compat", "hta"]], ids=["ours", "hta"])
+def test_names_cannot_speak_to_the_terminal(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "\x1b[2J\u202e\rgemm"
     events = [
         {"ph": "X", "cat": "kernel", "name": name, "pid": 0, "tid": 7, "ts": 1, "dur": 5, "args": {"stream": 7}},
         {"ph": "X", "cat": "user_annotation", "name": name, "pid": 1, "tid": 1, "ts": 0, "dur": 9},
     ]
     path = tmp_path / "t.json"
     path.write_text(json.dumps({"traceEvents": events}))
-    assert main(["trace", str(path)]) == 0
+    assert main(["trace", str(path), *options]) == 0
     said = capsys.readouterr().out
     assert "gemm" in said
+    assert not {"\x1b", "\u202e", "\r"} & set(said)
+
+
+def test_nor_can_names_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c\x1b[31m\x1b]0;own\x07\nerror: a.json"
+    path.write_text("hello")
+    assert main(["trace", str(path), "--no-cache"]) == 2
+    said = capsys.readouterr().err
+    assert "not JSON" in said
+    assert said.count("\n") == 1
     assert "\x1b" not in said
-    assert "\u202e" not in said
 
 
 @pytest.mark.parametrize(
@@ -125,3 +144,89 @@ def test_a_target_that_cannot_be_written_is_said_before_anything_is_read(
 ) -> None:
     assert main(["trace", str(traces), "--html", str(traces / "no" / "where.html")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--html", "--perfetto"])
+def test_no_target_takes_the_place_of_a_trace(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    files = [folder / f"rank-0.step-{step}.pt.trace.json" for step in (3, 9)]
+    for file in files:
+        file.write_text(json.dumps({"traceEvents": EVENTS}))
+    link, other = tmp_path / "link.html", tmp_path / "other.json"
+    link.symlink_to(files[0])
+    other.write_text(files[0].read_text())
+    text = other.read_text()
+    cases = [
+        ([files[0]], files[0]),
+        ([files[0]], link),
+        ([folder], files[0]),
+        ([folder], link),
+        ([folder], folder / "new.json"),  # it would be a trace of the folder the next time
+        ([folder], other),
+    ]
+    for given, target in cases:
+        against = ["--against", str(other)] if target == other and option == "--json" else []
+        given = given if target != other or against else [other]
+        assert main(["trace", *map(str, given), option, str(target), *against, "--no-cache"]) == 2
+        said = capsys.readouterr().err
+        assert "lies among the traces" in said
+        assert said.count("\n") == 1
+    assert [file.read_text() for file in (*files, other)] == [text] * 3
+    assert not (folder / "new.json").exists()
+
+
+@pytest.mark.parametrize("option", [["--html", "page"], ["--perfetto", "page"], ["--compat", "hta"]])
+def test_what_a_comparison_does_not_write_is_refused(
+    option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text(json.dumps({"traceEvents": EVENTS}))
+    assert main(["trace", "a.json", "--against", "a.json", "--no-cache", *option]) == 2
+    assert f"{option[0]}: is not for two runs" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_was_left_out_is_said_whatever_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
+    whole.write_text(json.dumps({"traceEvents": EVENTS}))
+    cut.write_text(json.dumps({"traceEvents": [*EVENTS, EVENTS[1]]})[:-40])
+    for options in ([], ["--compat", "hta"]):
+        assert main(["trace", str(cut), "--no-cache", *options]) == 0
+        assert "note: rank 0: the file ends in the middle of an event" in capsys.readouterr().out
+    compared = ["trace", str(whole), "--against", str(cut), "--no-cache"]
+    assert main(compared) == 0
+    said = capsys.readouterr().out
+    assert "note: before: rank 0: the file ends in the middle of an event" in said
+    assert "note: after" not in said
+    assert main([*compared, "--json", "-"]) == 0
+    assert "in the middle" in json.loads(capsys.readouterr().out)["notes"][0]
+
+
+def test_what_cannot_be_opened_is_said_not_to_be_read_and_a_full_disk_not_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, pipe = tmp_path / "a.json", tmp_path / "pipe"
+    path.write_text(json.dumps({"traceEvents": EVENTS}))
+    os.mkfifo(pipe)
+
+    def forbidden(folder: Path) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", forbidden)
+        assert main(["trace", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == f"error: {tmp_path}: cannot be read: Permission denied\n"
+    assert main(["trace", str(tmp_path / ("x" * 300))]) == 2
+    assert "cannot be read: File name too long" in capsys.readouterr().err
+    assert main(["trace", str(pipe)]) == 2
+    assert "keep the trace in a file" in capsys.readouterr().err
+    assert main(["trace", str(path), "--json", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: is a folder; name a file in it\n"
+    for target in ("--json", "--html", "--perfetto"):
+        assert main(["trace", str(path), "--no-cache", target, "/dev/full"]) == 2
+        assert capsys.readouterr().err == "error: /dev/full: cannot be written: No space left on device\n"
+    with monkeypatch.context() as patched, Path("/dev/full").open("w") as full:
+        patched.setattr(sys, "stdout", full)
+        assert main(["trace", str(path), "--no-cache"]) == 2
+    assert capsys.readouterr().err == "error: standard output: cannot be written: No space left on device\n"

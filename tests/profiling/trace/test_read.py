@@ -13,7 +13,8 @@ import pytest
 from stepladder.profiling.errors import TraceError
 from stepladder.profiling.trace import source as source_module
 from stepladder.profiling.trace.cache import cache_folder
-from stepladder.profiling.trace.job import Reading, for_each, open_trace, trace_files
+from stepladder.profiling.trace.files import trace_files
+from stepladder.profiling.trace.job import Reading, for_each, open_trace
 from stepladder.profiling.trace.kinds import Kind, kind_of
 from stepladder.profiling.trace.load import read_trace
 from stepladder.profiling.trace.source import Limits

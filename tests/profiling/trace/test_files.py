@@ -1,0 +1,63 @@
+"""Which files are a job's traces, and whether they belong together: what does not is said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stepladder.profiling.trace.analysis import analyse, of_steps
+from stepladder.profiling.trace.job import Reading
+from stepladder.profiling.trace.one_job import Recorded, doubts
+
+SECOND = 10**9
+
+
+def trace(path: Path, rank: int, *, step: int = 3, ts: float = 0) -> None:
+    events: list[dict[str, Any]] = [
+        {"ph": "X", "cat": "user_annotation", "name": f"ProfilerStep#{step}", "pid": 1, "tid": 1, "ts": ts, "dur": 9},
+        {"ph": "X", "cat": "kernel", "name": "gemm", "pid": 0, "tid": 7, "ts": ts + 1, "dur": 5, "args": {"stream": 7}},
+    ]
+    path.write_text(json.dumps({"distributedInfo": {"rank": rank, "world_size": 2}, "traceEvents": events}))
+
+
+def notes(folder: Path) -> list[str]:
+    return list(analyse([folder], (of_steps,), reading=Reading(cache=False, num_processes=1)).notes)
+
+
+def test_files_that_are_left_out_of_a_folder_are_named(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        trace(tmp_path / f"rank-{rank}.step-5.pt.trace.json", rank)
+    trace(tmp_path / "rank-0.step-2.pt.trace.json", 0)  # an older window, which nobody expects to be read
+    assert notes(tmp_path) == []
+    for name in ("other.json", "myhost_1234.pt.trace.json"):
+        trace(tmp_path / name, 0)
+    (note,) = notes(tmp_path)
+    assert "2 of its files" in note
+    assert "myhost_1234.pt.trace.json, other.json;" in note
+    assert "step-2" not in note
+
+
+def test_windows_of_different_steps_and_times_are_said_to_be(tmp_path: Path) -> None:
+    trace(tmp_path / "rank-0.step-100.pt.trace.json", 0, step=100)
+    trace(tmp_path / "rank-1.step-50.pt.trace.json", 1, step=50)
+    (note,) = notes(tmp_path)
+    assert "rank 1 was recorded in other steps (50) than rank 0 (100)" in note
+    trace(tmp_path / "rank-1.step-100.pt.trace.json", 1, step=100, ts=5e6)
+    (note,) = notes(tmp_path)
+    assert "the trace of rank 1 begins 5.0 s after that of rank 0 ends" in note
+
+
+def test_ranks_of_one_job_raise_no_doubts_and_those_of_several_do() -> None:
+    def one(rank: int, *, first: int = 10, begin: float = 0, **said: str) -> Recorded:
+        start_ns = int((begin + 0.1 * rank) * SECOND)
+        return Recorded(steps=(first, first + 2, 3), start_ns=start_ns, end_ns=start_ns + SECOND, said=said)
+
+    job = {rank: one(rank, backend="nccl", nccl_version="2.20.5") for rank in range(16)}
+    assert doubts(job) == []
+    assert doubts({0: one(0), 1: one(1, begin=1.9)}) == []  # a second apart, as clocks can be
+    assert len(doubts({0: one(0), 1: one(1, begin=2.1)})) == 1
+    (note,) = doubts(job | {3: one(3, backend="nccl", nccl_version="2.18.1")})
+    assert "nccl_version (2.18.1, 2.20.5)" in note
+    (note,) = doubts(job | {rank: one(rank, first=20) for rank in range(4, 16)})
+    assert "ranks 4, 5, 6, 7, 8, 9, 10, 11, ... were recorded in other steps (20 to 22) than rank 0 (10 to 12)" in note
+    unmarked = Recorded(steps=None, start_ns=0, end_ns=SECOND, said={})
+    assert doubts({0: unmarked, 1: one(1)}) == []
