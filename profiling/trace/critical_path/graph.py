@@ -167,7 +167,7 @@ class Graph:
 
     @cached_property
     def place(self) -> np.ndarray:
-        """[P] int64: the points' places in an order in which every dependency runs forwards."""
+        """[P] int32: the points' places in an order in which every dependency runs forwards."""
         return topological(self.points)
 
     def edge_category(self, edge: np.ndarray) -> np.ndarray:
@@ -186,8 +186,8 @@ def words(column: pl.Series) -> list[str]:
 def topological(points: Points) -> np.ndarray:
     """Places by time, then tier, then number."""
     order = np.lexsort((points.tier, points.time))
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
+    place = np.empty(len(order), dtype=np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
     return place
 
 

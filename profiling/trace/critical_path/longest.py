@@ -85,7 +85,7 @@ def _steps(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     ends = np.flatnonzero(points.ends)
     last = int(ends[np.argmax(points.time[ends])])
     jumps = graph.cause >= 0
-    root = np.maximum.accumulate(np.where(points.first | jumps, np.arange(len(jumps)), 0))
+    root = np.maximum.accumulate(np.where(points.first | jumps, np.arange(len(jumps), dtype=np.int32), np.int32(0)))
     cause, source = graph.cause, graph.edges.source
     runs: list[tuple[int, int]] = []
     while True:

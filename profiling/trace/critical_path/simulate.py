@@ -18,9 +18,9 @@ class Simulator:
         points, edges = graph.points, graph.edges
         joint = points.first.copy()
         joint[edges.target] = True
-        self._root = np.maximum.accumulate(np.where(joint, np.arange(len(joint)), 0))
+        self._root = np.maximum.accumulate(np.where(joint, np.arange(len(joint), dtype=np.int32), np.int32(0)))
         joints = np.flatnonzero(joint)
-        self._number = (np.cumsum(joint) - 1).astype(np.int32)
+        self._number = np.cumsum(joint, dtype=np.int32) - 1
         along = joints[~points.first[joints]]
         self._along = along
         source = np.concatenate([edges.source, along - 1])
