@@ -151,7 +151,8 @@ def clock_notes(clocks: pl.DataFrame | None) -> list[str]:
 class _Rank:
     """What a process says of a rank; small, for it is sent."""
 
-    tables: Mapping[str, pl.DataFrame]
+    tables: dict[str, pl.DataFrame]
+    """Emptied when those of all ranks are put together: to hold both would be twice as much."""
     notes: Sequence[str]
     header: Mapping[str, Any]
     recorded: Recorded
@@ -190,7 +191,7 @@ def _of_rank(
 def _together(name: str, done: Sequence[Done[_Rank]]) -> pl.DataFrame:
     """One table of all ranks that have it; counters differ in their columns."""
     frames = [
-        each.result.tables[name].select(pl.lit(each.rank, dtype=pl.Int64).alias("rank"), pl.all())
+        each.result.tables.pop(name).select(pl.lit(each.rank, dtype=pl.Int64).alias("rank"), pl.all())
         for each in done
         if name in each.result.tables
     ]
