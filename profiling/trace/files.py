@@ -34,8 +34,8 @@ def choose_traces(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
                 found.append(path)
             elif path.exists():
                 raise TraceError(
-                    f"{path}: a pipe or a device, which cannot be read twice; keep the trace in a file and give "
-                    "that, packed by gzip if it is"
+                    f"{path}: a pipe or a device, which cannot be read twice; keep the trace in a file, "
+                    ".json or .json.gz, and give that"
                 )
             else:
                 raise TraceError(f"{path}: no such file or folder")
