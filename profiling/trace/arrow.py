@@ -23,8 +23,8 @@ _PHASES = ("X", "i", "I", "M", "C")
 
 def read(piece: bytes, keys: Mapping[str, Sort]) -> pa.StructArray:
     """Events of a text `{...}, {...}`. Raises: one of `UNREADABLE`."""
-    schema = pa.schema([("e", pa.list_(_event_type(keys)))])
-    text = b'{"e":[' + piece + b"]}"
+    schema = pa.schema([("e", pa.list_(pa.list_(_event_type(keys))))])
+    text = b'{"e":[[' + piece + b"]]}"  # twice, so that a bracket in the piece cannot end the member
     found = pj.read_json(
         pa.BufferReader(text),
         read_options=pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
@@ -32,7 +32,7 @@ def read(piece: bytes, keys: Mapping[str, Sort]) -> pa.StructArray:
     )
     if found.num_rows != 1:
         raise pa.ArrowInvalid("the text is more than a list")
-    return cast(pa.StructArray, cast(Any, found["e"].chunk(0)).values)
+    return cast(pa.StructArray, cast(Any, found["e"].chunk(0)).values.values)
 
 
 def of_events(events: Sequence[Mapping[str, Any]], keys: Mapping[str, Sort]) -> pa.StructArray:

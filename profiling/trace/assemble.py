@@ -181,17 +181,16 @@ class Assembly:
     def _track_table(self, words: Mapping[str, int]) -> pl.DataFrame:
         """Processes and threads by their number in the table, with what they are called."""
         said = {number: word for word, number in words.items()}
+        processes: dict[int, str] = {}
+        for (pid, _, key), name in self._thread_names.items():
+            if key == "process_name":
+                processes.setdefault(pid, name)
         rows = [
             {
                 "track": track,
                 "pid": pid,
                 "tid": tid,
-                "process": self._thread_names.get((pid, tid, "process_name"))
-                or next(
-                    (name for (p, _, key), name in self._thread_names.items() if (p, key) == (pid, "process_name")),
-                    None,
-                )
-                or said.get(pid),
+                "process": self._thread_names.get((pid, tid, "process_name")) or processes.get(pid) or said.get(pid),
                 "thread": self._thread_names.get((pid, tid, "thread_name")) or said.get(tid),
             }
             for (pid, tid), track in self._tracks.items()

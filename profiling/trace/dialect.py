@@ -17,7 +17,11 @@ Mend = Callable[[bytes], bytes]
 NumberOf = Callable[[str], str]
 """The text of a number for what stands in quotation marks."""
 
-_REFUSAL = re.compile(r"Column\(/e/\[\](/args)?/(.+?)\) changed from (\w+) to (\w+)")
+_REFUSAL = re.compile(r"Column\(/e/\[\]/\[\](/args)?/(.+?)\) changed from (\w+) to (\w+)")
+_MOST_WASTED = 8 << 20
+"""Characters of one text that may be read in vain: those up to where an event turned out to be damaged."""
+_TOO_DEEP_COSTS = 1 << 14
+"""The same for brackets in brackets, which Python's reader follows only so far and then does not say how far."""
 _NEXT_EVENT = re.compile(r"\}\s*,\s*(?=\{)")
 _NOT_A_NUMBER = re.compile(rb"(?<=[:,\[\s])[-+]?(?:nan|inf|infinity)\b(?:\(\w*\))?(?=\s*[,}\]])", re.IGNORECASE)
 _BELOW_NS = re.compile(rb'("(?:ts|dur)"\s*:\s*-?[0-9]+\.[0-9]{3})[0-9]+')
@@ -74,23 +78,30 @@ def quote_lists(key: str) -> Mend:
     return lambda text: lists.sub(lambda match: match[1] + json.dumps(match[2].decode(errors="replace")).encode(), text)
 
 
-def one_by_one(piece: bytes) -> Iterator[dict[str, Any] | None]:
+def one_by_one(piece: bytes, real: Callable[[str], Any] = Decimal) -> Iterator[dict[str, Any] | None]:
     """The events of a text, by Python's reader; None in the place of each that cannot be read.
 
     Numbers with a point come as Decimal: a float of microseconds since 1970 is a quarter of a microsecond wide.
+    Of a text in which reading fails time and again, far behind where it began, the rest is given up.
     """
     text = piece.decode(errors="replace")
-    decoder = json.JSONDecoder(strict=False, parse_float=Decimal)
-    at = 0
-    while (at := text.find("{", at)) >= 0:
-        try:
-            event, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+    decoder = json.JSONDecoder(strict=False, parse_float=real)
+    at, wasted = 0, 0
+    while (begin := text.find("{", at)) >= 0:
+        if text[at:begin].strip(", \t\r\n"):
             yield None
-            border = _NEXT_EVENT.search(text, at + 1)
+        try:
+            event, at = decoder.raw_decode(text, begin)
+        except (ValueError, RecursionError) as error:
+            yield None
+            wasted += error.pos - begin if isinstance(error, json.JSONDecodeError) else _TOO_DEEP_COSTS
+            border = _NEXT_EVENT.search(text, begin + 1)
             if border is None:
                 return
             at = border.end()
+            if wasted > _MOST_WASTED:
+                yield from (None for _ in _NEXT_EVENT.finditer(text, at))
+                return
         else:
             yield cast(dict[str, Any], event)
 
@@ -106,8 +117,8 @@ def as_type(value: Any, kind: Literal["text", "whole", "real"]) -> Any:
         if isinstance(value, list):
             return None
         if kind == "whole":
-            number = int(value, 0) if isinstance(value, str) else int(value)
-            return number if -(1 << 63) <= number < 1 << 63 else None
+            number = int(value, 0) if isinstance(value, str) else value
+            return int(number) if -(1 << 63) <= number < 1 << 63 else None  # 1e999999999 would be long in the making
         return float(value)
     except (ValueError, OverflowError, ArithmeticError):
         return None

@@ -7,7 +7,6 @@ not there, but the result is whole JSON. Times are those of the source: its own 
 import gzip
 import json
 import math
-import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from ..capture import publish
+from .dialect import one_by_one
 from .hta.counters import bandwidth_points, queue_points
 from .intervals import Intervals, union, without
 from .source import Limits, Source
@@ -28,8 +28,7 @@ COUNTERS = pl.Schema({"track": pl.String, "series": pl.String, "ts_ns": pl.Int64
 RANGES = pl.Schema({"track": pl.String, "start_ns": pl.Int64, "dur_ns": pl.Int64, "name": pl.String})
 _ROWS_AT_A_TIME = 20_000
 _FIRST_PID = 1 << 30  # Perfetto takes a process number of 31 bits; the kernel's own end far below
-_EVENT = re.compile(r'\{\s*"(?:ph|cat|name|pid|tid|ts|dur|args)"\s*:')
-_ANY_EVENTS = pa.schema([("e", pa.list_(pa.struct([])))])
+_ANY_EVENTS = pa.schema([("e", pa.list_(pa.list_(pa.struct([]))))])
 
 
 def write_annotated(
@@ -183,32 +182,15 @@ def _valid(piece: bytes) -> tuple[bytes, int]:
     """The piece unchanged if it is JSON; else its events one by one, mended, and how many could not be."""
     try:
         piece.decode()
-        text = b'{"e":[' + piece + b"]}"
+        text = b'{"e":[[' + piece + b"]]}"
         options = pj.ReadOptions(use_threads=False, block_size=len(text) + 1)
         parse = pj.ParseOptions(explicit_schema=_ANY_EVENTS, unexpected_field_behavior="ignore")
         if pj.read_json(pa.BufferReader(text), read_options=options, parse_options=parse).num_rows == 1:
             return piece, 0
     except (pa.ArrowInvalid, UnicodeDecodeError):
         pass
-    found, left_out = _events(piece.decode(errors="replace"))
-    return b",\n".join(json.dumps(_finite(event)).encode() for event in found), left_out
-
-
-def _events(text: str) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a piece that is no JSON as a whole, and how many were skipped."""
-    decoder = json.JSONDecoder(strict=False)
-    found: list[dict[str, Any]] = []
-    left_out = 0
-    begin = _EVENT.search(text)
-    while begin:
-        try:
-            event, end = decoder.raw_decode(text, begin.start())
-            found.append(event)
-        except (ValueError, RecursionError):
-            left_out += 1
-            end = begin.end()
-        begin = _EVENT.search(text, end)
-    return found, left_out
+    found = list(one_by_one(piece, real=float))
+    return b",\n".join(json.dumps(_finite(event)).encode() for event in found if event is not None), found.count(None)
 
 
 def _added(trace: Trace, counters: pl.DataFrame, ranges: pl.DataFrame) -> Iterator[str]:

@@ -14,18 +14,17 @@ from typing import Any, BinaryIO, cast
 from isal import isal_zlib as zlib
 
 from ..errors import TraceError
+from .structure import last_border, list_begin, list_end
 
 PIECE_BYTES = 2 << 20
 _READ_BYTES = 1 << 20
 _MAX_EVENT_BYTES = 32 << 20
-_LONGEST_BORDER = 1 << 16
 _MAX_HEADER_BYTES = 64 << 20
 _MAX_TAIL_BYTES = 16 << 20
 
-# Two neighbours in the list. Keys of an event's own first member; a list of objects inside `args` begins otherwise.
-_BORDER = re.compile(rb'\}\s*,\s*(?=\{\s*"(?:ph|cat|name|pid|tid|ts|dur|args)"\s*:)')
+_BLANK = b", \t\r\n"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _END = re.compile(rb"\}\s*\](?=\s*(?:[,}]|$))")
-_LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class Source:
             # An event can be longer than a block, and a border can lie where two meet.
             if size > _MAX_EVENT_BYTES:
                 parts = [part := b"".join(parts)]
-            cut = self._border(part)
+            cut = last_border(part)
             if cut is not None:
                 parts[-1] = part[: cut[0]]
                 yield b"".join(parts)
@@ -86,17 +85,6 @@ class Source:
         while block := self._gather(text, _READ_BYTES):
             yield block
 
-    def _border(self, text: bytes) -> tuple[int, int] | None:
-        """Where the last event that is certainly whole ends, and where the next begins."""
-        end = len(text)
-        while end > 0:
-            at = max(0, end - _LONGEST_BORDER)
-            found = list(_BORDER.finditer(text, at, min(len(text), end + _LONGEST_BORDER)))
-            if found:
-                return found[-1].start() + 1, found[-1].end()
-            end = at
-        return None
-
     def _gather(self, text: Iterator[bytes], at_least: int) -> bytes:
         parts: list[bytes] = []
         for part in text:
@@ -109,65 +97,62 @@ class Source:
     def _find_list(self, text: Iterator[bytes]) -> bytes:
         """Read up to the first event; returns what was read of the list."""
         held = b""
-        while True:
-            more = self._gather(text, _READ_BYTES)
-            held += more
-            start = held.lstrip(b"\xef\xbb\xbf \t\r\n")
-            if start[:1] == b"[":
-                return start[1:].lstrip()
-            if start and start[:1] != b"{":
+        while len(held) <= _MAX_HEADER_BYTES:
+            more = self._gather(text, max(_READ_BYTES, len(held)))  # twice as much each time: read it all twice at most
+            held = (held + more).removeprefix(_BYTE_ORDER_MARK).lstrip()
+            if held[:1] == b"[":
+                return held[1:]
+            if held and held[:1] != b"{":
                 raise TraceError(f"{self.path}: not JSON; a trace begins with {{ or [")
-            for match in _LIST.finditer(held):
-                header = self._parse_header(held[: match.start()])
-                if header is not None:
-                    self.header |= header
-                    return held[match.end() :].lstrip()
+            if found := list_begin(held):
+                self._keep(_members(held[: found[0]].rstrip(_BLANK) + b"}"), "before")
+                return held[found[1] :]
             if not more:
                 break
-            if len(held) > _MAX_HEADER_BYTES:
-                break
-        if not held.strip():
+        if not held:
             raise TraceError(f"{self.path}: empty; record it again")
         raise TraceError(f"{self.path}: no 'traceEvents' list; is it a Kineto trace?")
 
-    def _parse_header(self, text: bytes) -> dict[str, Any] | None:
-        return _loads(text.rstrip().rstrip(b",") + b"}")
-
-    def _last(self, held: bytes) -> Generator[bytes]:
+    def _last(self, held: bytes, *, may_have_another: bool = True) -> Generator[bytes]:
         """The events up to the end of the list, and what stands behind it."""
-        begin = max((match.end() for match in _BORDER.finditer(held)), default=0)
-        rest = held[begin:]
-        if begin:
-            yield held[: held.rindex(b"}", 0, begin) + 1]
-        if rest.lstrip()[:1] == b"]":
-            self._read_tail(rest.lstrip()[1:])
+        border = None if b'"traceEvents"' in held else last_border(held)  # which might be one of another list
+        last = border[1] if border else 0
+        bracket = list_end(held, last).bracket
+        if last and bracket is not None and _tail(held, bracket) is None:
+            # Perhaps a list in the arguments of the last event, of objects like events: then it ends further on.
+            whole = list_end(held, 0).bracket
+            bracket = whole if whole is not None and _tail(held, whole) is not None else bracket
+        if bracket is None:
+            yield from self._cut_off(held, last)
             return
-        text = rest.decode(errors="replace")
-        try:
-            event, end = json.JSONDecoder(strict=False).raw_decode(text.lstrip())
-        except (ValueError, RecursionError):
-            ends = list(_END.finditer(rest))
-            if ends:  # the event is whole, and no JSON; the parser sees to that
-                yield rest[: ends[-1].start() + 1]
-            elif rest.strip():
-                self.notes.append("the file ends in the middle of an event: its writer crashed, or it was cut")
+        if events := held[:bracket].rstrip(_BLANK):
+            yield events
+        tail = b"{" + held[bracket + 1 :].lstrip(_BLANK)
+        another = list_begin(tail) if may_have_another else None
+        if another:
+            self.notes.append("there are two lists 'traceEvents'; the events of both were read")
+            self._keep(_members(tail[: another[0]].rstrip(_BLANK) + b"}"), "between")
+            yield from self._last(tail[another[1] :], may_have_another=False)
+        else:
+            self._keep(_tail(held, bracket), "behind")
+
+    def _cut_off(self, held: bytes, last: int) -> Generator[bytes]:
+        """The events of a list without an end, of which the last one begins at a place."""
+        ends = list(_END.finditer(held, last))
+        if ends:  # the event is whole, and no JSON; the parser sees to that
+            yield held[: ends[-1].start() + 1]
             return
-        if isinstance(event, dict):
-            yield json.dumps(event).encode()
-        tail = text.lstrip()[end:].lstrip()
-        if tail[:1] == "]":
-            self._read_tail(tail[1:].encode())
+        end = list_end(held, last).events_end
+        if events := held[:end].rstrip(_BLANK):
+            yield events
+        if held[end:].strip(_BLANK):
+            self.notes.append("the file ends in the middle of an event: its writer crashed, or it was cut")
         else:
             self.notes.append("the list of events does not end: its writer crashed, or the file was cut")
 
-    def _read_tail(self, tail: bytes) -> None:
-        """Members behind the list; a bare list has none."""
-        tail = tail.strip()
-        if not tail or len(tail) > _MAX_TAIL_BYTES:
-            return
-        members = _loads(b"{" + tail.lstrip(b", \t\r\n"))
+    def _keep(self, members: dict[str, Any] | None, where: str) -> None:
         if members is None:
-            self.notes.append("what stands behind the events is no JSON and was left out")
+            self.notes.append(f"what stands {where} the events is no JSON and was left out")
         else:
             self.header |= members
 
@@ -222,10 +207,22 @@ class Source:
             )
 
 
-def _loads(text: bytes) -> dict[str, Any] | None:
-    """A JSON object; None if it is none."""
+def _tail(text: bytes, bracket: int) -> dict[str, Any] | None:
+    """Members behind the end of the list, a bare list has none; None if they are no JSON, or too long to look at."""
+    tail = text[bracket + 1 :].strip(_BLANK)
+    if len(tail) > _MAX_TAIL_BYTES:
+        return None
+    return _members(b"{" + tail) if tail else {}
+
+
+def _members(text: bytes) -> dict[str, Any] | None:
+    """A JSON object but for its list of events; None if it is none."""
     try:
         found = json.loads(text.decode(errors="replace"), strict=False)
     except (ValueError, RecursionError):
         return None
-    return cast(dict[str, Any], found) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    members = cast(dict[str, Any], found)
+    members.pop("traceEvents", None)
+    return members
