@@ -206,9 +206,10 @@ def test_what_was_left_out_is_said_whatever_is_asked_for(tmp_path: Path, capsys:
 def test_what_cannot_be_opened_is_said_not_to_be_read_and_a_full_disk_not_to_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, pipe = tmp_path / "a.json", tmp_path / "pipe"
+    path, pipe, full_disk = (tmp_path / name for name in ("a.json", "pipe", "full"))
     path.write_text(json.dumps({"traceEvents": EVENTS}))
     os.mkfifo(pipe)
+    full_disk.symlink_to("/dev/full")
 
     def forbidden(folder: Path) -> Any:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
@@ -224,8 +225,8 @@ def test_what_cannot_be_opened_is_said_not_to_be_read_and_a_full_disk_not_to_be_
     assert main(["trace", str(path), "--json", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}: is a folder; name a file in it\n"
     for target in ("--json", "--html", "--perfetto"):
-        assert main(["trace", str(path), "--no-cache", target, "/dev/full"]) == 2
-        assert capsys.readouterr().err == "error: /dev/full: cannot be written: No space left on device\n"
+        assert main(["trace", str(path), "--no-cache", target, str(full_disk)]) == 2
+        assert capsys.readouterr().err == f"error: {full_disk}: cannot be written: No space left on device\n"
     with monkeypatch.context() as patched, Path("/dev/full").open("w") as full:
         patched.setattr(sys, "stdout", full)
         assert main(["trace", str(path), "--no-cache"]) == 2
