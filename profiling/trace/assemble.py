@@ -164,6 +164,7 @@ class Assembly:
             header=source.header,
             notes=tuple(source.notes),
             num_bytes=source.num_bytes,
+            version=source.version,
             detail=detail,
             events=events,
             args={key: _argument(parts, place) for key, parts in self._args.items()},

@@ -1,8 +1,8 @@
 """Keeps the tables of a trace beside it, and what was made of them: a second look neither reads nor analyses again.
 
 A cache is a folder of Arrow files. It is believed only if it was made by this version from a file of this size and
-time of change; anything else about it that is not as expected means that the trace is read again. What was made of the
-tables is believed only if the very same code made it.
+time of change, and if its files are what was written; anything else about it that is not as expected means that the
+trace is read again. What was made of the tables is believed only if the very same code made it.
 """
 
 import contextlib
@@ -18,16 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from isal.isal_zlib import crc32
 
 from .heap import tidily
-from .kinds import Kind
-from .tables import Trace
+from .tables import Trace, are_sound, version_of
 
-FORMAT = 2
+FORMAT = 3
 """To be raised with every change of the tables or of what is a kind."""
 _FOLDER = ".stepladder-cache"
 _TABLES = ("events", "instants", "tracks")
 _MADE = "made-"
+_NOT_AS_EXPECTED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError),
+    *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
+)
+"""What comes of files that are not those that were kept."""
 
 
 def cache_folder(path: Path, *, detail: bool) -> Path:
@@ -39,12 +44,13 @@ def load_cached(path: Path, *, detail: bool) -> Trace | None:
     """The tables of an unchanged trace; None if there are none. With details, if they are there, also without."""
     for with_detail in (False, True)[detail:]:
         folder = cache_folder(path, detail=with_detail)
-        try:
-            about = json.loads((folder / "about.json").read_text())
-            if about["key"] != _key(path):
+        with contextlib.suppress(*_NOT_AS_EXPECTED):
+            about = _sealed((folder / "about.json").read_text())
+            if about["key"] != [FORMAT, *(version_of(path) or ())]:
                 continue
-            tables = {name: pl.read_ipc(folder / f"{name}.arrow") for name in _TABLES}
-            args = {key: pl.read_ipc(folder / f"args-{i}.arrow") for i, key in enumerate(about["args"])}
+            sums = about["sums"]
+            tables = {name: _table(folder / f"{name}.arrow", sums[name]) for name in _TABLES}
+            args = {key: _table(folder / f"args-{i}.arrow", sums[f"args-{i}"]) for i, key in enumerate(about["args"])}
             trace = Trace(
                 path=path,
                 rank=about["rank"],
@@ -54,38 +60,39 @@ def load_cached(path: Path, *, detail: bool) -> Trace | None:
                 detail=with_detail,
                 kept_in=folder,
                 args=args,
-                **tables,
+                events=tables["events"],
+                instants=tables["instants"],
+                tracks=tables["tracks"],
             )
-            if trace.events["kind"].dtype != pl.Enum([kind.value for kind in Kind]):
-                continue
-        except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError):
-            continue
-        return trace
+            if are_sound(trace):
+                return trace
     return None
 
 
 def save_cached(trace: Trace) -> Trace:
     """Keep the tables; gives the trace as it is kept.
 
-    A folder that cannot be written to is no error, the next look just takes as long.
+    A folder that cannot be written to is no error, the next look just takes as long. Not those of a file that has
+    changed since its reading began: its tables may be of half of it.
     """
+    if trace.version is None or trace.version != version_of(trace.path):
+        return trace
     target = cache_folder(trace.path, detail=trace.detail)
     with contextlib.suppress(OSError):
         target.parent.mkdir(exist_ok=True)
         with _put_in_place(target) as folder:
-            for name in _TABLES:
-                getattr(trace, name).write_ipc(folder / f"{name}.arrow", compression="lz4")
-            for i, frame in enumerate(trace.args.values()):
-                frame.write_ipc(folder / f"args-{i}.arrow", compression="lz4")
+            tables = {name: getattr(trace, name) for name in _TABLES}
+            tables |= {f"args-{i}": frame for i, frame in enumerate(trace.args.values())}
             about: dict[str, Any] = {
-                "key": _key(trace.path),
+                "key": [FORMAT, *trace.version],
+                "sums": {name: _keep(table, folder / f"{name}.arrow") for name, table in tables.items()},
                 "rank": trace.rank,
                 "header": trace.header,
                 "notes": trace.notes,
                 "num_bytes": trace.num_bytes,
                 "args": list(trace.args),
             }
-            (folder / "about.json").write_text(json.dumps(about))
+            (folder / "about.json").write_text(_seal(about))
         return dataclasses.replace(trace, kept_in=target)
     return trace
 
@@ -99,19 +106,51 @@ def kept_tables(trace: Trace, make: Callable[[Trace], Mapping[str, pl.DataFrame]
     if trace.kept_in is None or name is None or code is None:
         return tidily(make)(trace)
     target = trace.kept_in / f"{_MADE}{code}-{_digest(name.encode())}"
-    with contextlib.suppress(OSError, ValueError, TypeError, pl.exceptions.PolarsError):
-        names: list[str] = json.loads((target / "names.json").read_text())
-        return {str(name): pl.read_ipc(target / f"{i}.arrow") for i, name in enumerate(names)}
+    with contextlib.suppress(*_NOT_AS_EXPECTED):
+        sums: list[tuple[str, int]] = _sealed((target / "names.json").read_text())
+        return {str(name): _table(target / f"{i}.arrow", each) for i, (name, each) in enumerate(sums)}
     tables = tidily(make)(trace)
     with contextlib.suppress(OSError, pl.exceptions.PolarsError):
         for old in trace.kept_in.glob(f"{_MADE}*"):
             if not old.name.startswith(f"{_MADE}{code}-"):
                 shutil.rmtree(old)
         with _put_in_place(target) as folder:
-            for i, table in enumerate(tables.values()):
-                table.write_ipc(folder / f"{i}.arrow", compression="lz4")
-            (folder / "names.json").write_text(json.dumps(list(tables)))
+            made = [(name, _keep(table, folder / f"{i}.arrow")) for i, (name, table) in enumerate(tables.items())]
+            (folder / "names.json").write_text(_seal(made))
     return tables
+
+
+def _keep(table: pl.DataFrame, path: Path) -> int:
+    """Write a table; gives the sum by which it is known again."""
+    table.write_ipc(path, compression="lz4")
+    return _sum_of_file(path)
+
+
+def _table(path: Path, known: int) -> pl.DataFrame:
+    """A table as it was kept. Raises: one of `_NOT_AS_EXPECTED` if it is another."""
+    if _sum_of_file(path) != known:
+        raise ValueError(f"{path}: damaged")
+    return pl.read_ipc(path)
+
+
+def _sum_of_file(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found = crc32(block, found)
+    return found
+
+
+def _seal(value: Any) -> str:
+    return json.dumps({"sum": crc32(json.dumps(value).encode()), "of": value})
+
+
+def _sealed(text: str) -> Any:
+    """What was sealed. Raises: one of `_NOT_AS_EXPECTED` if it is something else."""
+    found = json.loads(text)
+    if found["sum"] != crc32(json.dumps(found["of"]).encode()):
+        raise ValueError("damaged")
+    return found["of"]
 
 
 @contextlib.contextmanager
@@ -150,8 +189,3 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         found.update(len(part).to_bytes(8, "little") + part)
     return found.hexdigest()[:16]
-
-
-def _key(path: Path) -> list[int]:
-    status = path.stat()
-    return [FORMAT, status.st_size, status.st_mtime_ns]

@@ -10,7 +10,7 @@ from .assemble import Assembly
 from .parse import Parser
 from .piece import Piece
 from .source import Limits, Source
-from .tables import Trace
+from .tables import Trace, version_of
 
 Progress = Callable[[Path, int], None]
 """Told the file and how many of its (packed) bytes are read."""
@@ -40,6 +40,8 @@ def read_trace(
                 progress(path, source.packed_bytes)
     if parser.num_unreadable:
         source.notes.append(f"{parser.num_unreadable} events cannot be read and were left out")
+    if version_of(path) != source.version:
+        source.notes.append("the file changed while it was read; look again when its writer is done")
     return assembly.trace(source, words=parser.words, detail=detail)
 
 

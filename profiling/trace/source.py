@@ -15,6 +15,7 @@ from isal import isal_zlib as zlib
 
 from ..errors import TraceError
 from .structure import last_border, list_begin, list_end
+from .tables import version_of
 
 PIECE_BYTES = 2 << 20
 _READ_BYTES = 1 << 20
@@ -53,6 +54,11 @@ class Source:
     """Unpacked."""
     packed_bytes: int = 0
     """Read from the file so far."""
+    version: tuple[int, int] | None = field(init=False)
+    """Of the file, before it is opened."""
+
+    def __post_init__(self) -> None:
+        self.version = version_of(self.path)
 
     def pieces(self) -> Generator[bytes]:
         """Texts `{...}, {...}, {...}` of one or more events.

@@ -11,6 +11,7 @@ import polars as pl
 
 from ..spans import PROFILER_STEP
 from .kinds import ON_DEVICE, Kind
+from .piece import DETAIL, DTYPES, SPARSE
 
 T = TypeVar("T")
 K = TypeVar("K", bound="Keeper")
@@ -21,6 +22,15 @@ def job_of(header: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a header says of the job: rank, world_size, pg_config; empty if nothing."""
     info = header.get("distributedInfo")
     return cast(dict[str, Any], info) if isinstance(info, dict) else {}
+
+
+def version_of(path: Path) -> tuple[int, int] | None:
+    """Size and time of change (ns) of a file; None if it cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class Keeper:
@@ -69,6 +79,8 @@ class Trace(Keeper):
     """Events without a length: ts, name, and a column for each of their arguments."""
     tracks: pl.DataFrame
     """Threads and streams: track, pid, tid, process, thread."""
+    version: tuple[int, int] | None = None
+    """Size and time of change of the file when its reading began, as `version_of` has them."""
     kept_in: Path | None = None
     """The folder of its cache, if it has one."""
 
@@ -109,3 +121,34 @@ class Trace(Keeper):
     def argument(self, key: str) -> pl.DataFrame:
         """(row, value) of a rarer key; empty if no event has it."""
         return self.args.get(key, pl.DataFrame(schema={"row": pl.UInt32, "value": pl.Null}))
+
+
+def are_sound(trace: Trace) -> bool:
+    """Whether the tables are such as a reading gives; for those that somebody kept in a file."""
+    kinds, sorts = pl.Enum([kind.value for kind in Kind]), SPARSE | DETAIL
+    whole = {"row": pl.UInt32, "ts": pl.Int64, "dur": pl.Int64, "track": pl.UInt32}
+    either = ("correlation", "stream", "device", "external")
+    events, instants, tracks = trace.events, trace.instants, trace.tracks
+    named = {"track": pl.UInt32, "pid": pl.Int64, "tid": pl.Int64, "process": pl.String, "thread": pl.String}
+    rank, size = trace.rank, trace.num_bytes
+    return (
+        (rank is None or (type(rank) is int and 0 <= rank < 1 << 31))
+        and (type(size) is int and size >= 0)
+        and isinstance(cast(object, trace.header), dict)
+        and all(isinstance(cast(object, note), str) for note in trace.notes)
+        and set(events.columns) == {*whole, *either, "name", "kind"}
+        and all(events.schema[key] == dtype for key, dtype in whole.items())
+        and all(events.schema[key].is_signed_integer() for key in either)
+        and (isinstance(events.schema["name"], pl.Enum) and events.schema["kind"] == kinds)
+        and (events.height > 0 and not any(events.null_count().row(0)))
+        and dict(tracks.schema) == named
+        and int(cast(int, events["track"].max())) < tracks.height
+        and (instants.schema["ts"] == pl.Int64 and isinstance(instants.schema["name"], pl.Enum))
+        and all(instants.schema[key] == DTYPES[sorts[key]] for key in instants.columns if key not in ("ts", "name"))
+        and all(
+            dict(frame.schema) == {"row": pl.UInt32, "value": DTYPES[sorts[key]]}
+            and not frame["row"].null_count()
+            and int(cast(int, frame["row"].max() or 0)) < events.height
+            for key, frame in trace.args.items()
+        )
+    )
