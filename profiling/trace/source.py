@@ -6,7 +6,9 @@ that every piece can be read by itself; what stands before and after the list is
 
 import json
 import re
+import zlib as careful_zlib
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -200,9 +202,10 @@ class Source:
                     if not packed:
                         self.notes.append("the gzip data ends too early: its writer crashed, or it was cut")
         except zlib.error as error:  # pyright: ignore[reportGeneralTypeIssues]  (its stub calls it an instance)
+            yield from _rescued(file, self.num_bytes)
             if not self.num_bytes:
                 raise TraceError(f"{self.path}: damaged gzip data ({error}); record it again") from error
-            self.notes.append(f"the gzip data is damaged ({error}); events behind that are missing")
+            self.notes.append(f"the gzip data is damaged ({error}); events may be missing")
 
     def _mind_limits(self) -> None:
         if self.num_bytes > self.limits.max_bytes:
@@ -211,6 +214,35 @@ class Source:
             raise TraceError(
                 f"{self.path}: unpacks to more than {self.limits.max_ratio} times its size; no trace does that"
             )
+
+
+def _rescued(file: BinaryIO, known: int) -> Generator[bytes]:
+    """What a damaged gzip file unpacks to from a place on, to the byte: a usual reading loses its last block."""
+    file.seek(0)
+    left_out = known
+    inflater = careful_zlib.decompressobj(wbits=31)
+    for packed in iter(lambda: file.read(_READ_BYTES // 4), b""):
+        while packed:
+            before = inflater.copy()
+            try:
+                part = inflater.decompress(packed, _READ_BYTES)
+            except careful_zlib.error:
+                found = bytearray()
+                with suppress(careful_zlib.error):
+                    for at in range(len(packed)):
+                        found += before.decompress(packed[at : at + 1])
+                        if len(found) > left_out + _READ_BYTES:
+                            yield bytes(found[left_out:])
+                            left_out = 0
+                            found.clear()
+                yield bytes(found[left_out:])
+                return
+            yield part[left_out:]
+            left_out -= min(left_out, len(part))
+            packed = inflater.unconsumed_tail
+            if inflater.eof:
+                packed = inflater.unused_data.lstrip(b"\0")
+                inflater = careful_zlib.decompressobj(wbits=31)
 
 
 def _tail(text: bytes, bracket: int) -> dict[str, Any] | None:

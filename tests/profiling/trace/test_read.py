@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from decimal import Decimal
 from operator import attrgetter
 from pathlib import Path
@@ -181,6 +182,32 @@ def test_a_file_that_ends_too_early_gives_what_it_has(tmp_path: Path) -> None:
     trace = read_trace(packed)
     assert 20 < trace.events.height < 113
     assert any("too early" in note for note in trace.notes)
+
+
+def test_a_damaged_gzip_file_gives_all_that_stands_before_the_damage(tmp_path: Path) -> None:
+    text = json.dumps([event(ts=i, name=f"n{i * 7919 % 1000}") for i in range(20_000)]).encode()
+    path = tmp_path / "rank-0.json.gz"
+    for plain in (text[:2000] + b"]", text):
+        packed = gzip.compress(plain)
+        path.write_bytes(packed[:-8] + b"\1\2\3\4" + packed[-4:])  # all is there but for the sum
+        trace = read_trace(path)
+        num_whole = plain.count(b'"ph"')
+        assert num_whole - 1 <= trace.events.height <= num_whole
+        assert any("gzip data is damaged" in note for note in trace.notes)
+        half = len(packed) // 2
+        path.write_bytes(packed[:half] + b"\xff" * 200 + packed[half + 200 :])
+        before = gzip_prefix(packed[:half])
+        trace = read_trace(path)
+        assert trace.events.height >= before.count(b'"ph"') - 1 > 0
+        assert any("gzip data" in note for note in trace.notes)
+    path.write_bytes(b"\x1f\x8bno gzip file at all")
+    with pytest.raises(TraceError, match="damaged gzip data"):
+        read_trace(path)
+
+
+def gzip_prefix(packed: bytes) -> bytes:
+    """What the first bytes of a gzip file unpack to."""
+    return zlib.decompressobj(wbits=31).decompress(packed)
 
 
 def test_events_without_a_length_are_no_rows_but_are_kept(tmp_path: Path) -> None:
