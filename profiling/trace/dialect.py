@@ -99,6 +99,8 @@ def one_by_one(piece: bytes, real: Callable[[str], Any] = Decimal) -> Iterator[d
             if border is None:
                 return
             at = border.end()
+            if at > _TOO_DEEP_COSTS:  # an error counts the lines from the beginning of the text on
+                text, at = text[at:], 0
             if wasted > _MOST_WASTED:
                 yield from (None for _ in _NEXT_EVENT.finditer(text, at))
                 return
