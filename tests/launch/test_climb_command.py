@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sleepy import SLEEPY
 
 from stepladder.launch.cli import main
 from stepladder.launch.compare.ladder_file import find_ladder, read_ladder, shipped_ladders
@@ -15,31 +16,6 @@ from stepladder.launch.errors import ExitCode, UsageError
 from stepladder.launch.plan import make_plan
 from stepladder.launch.recipe import read
 
-SLEEPY = """
-import time
-from dataclasses import dataclass, replace
-from typing import ClassVar
-from stepladder.strategies.changes import Changes, MayChange
-from stepladder.strategies.wins import EVERYTHING, Try, Wins
-
-@dataclass(frozen=True, kw_only=True)
-class Sleep:
-    ms: float = 0.0
-    after: ClassVar[str] = "clip"
-    conflicts: ClassVar[tuple] = ()
-    changes: ClassVar[MayChange] = MayChange(switch=Changes.NOTHING)
-    wins: ClassVar[Wins] = Wins(keys={"ms": Try(values=(20.0,), parts=EVERYTHING)})
-
-    @property
-    def owns(self):
-        return frozenset()
-
-    def check(self, run):
-        return iter(())
-
-    def apply(self, program, run):
-        return replace(program, after_step=(*program.after_step, lambda: time.sleep(self.ms / 1000)))
-"""
 SMALL = ("--pairs", "4", "--calibration-pairs", "4", "--window-steps", "10", "--window-seconds", "0")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sleepy import SLEEPY
 
 from stepladder.launch.cli import main
 from stepladder.launch.errors import ExitCode
@@ -19,27 +20,6 @@ Write = Callable[..., Path]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ARM = "half=batch.microbatch_size=2,strategies.accumulation.num_microbatches=2"
 SMALL = ("--pairs", "4", "--calibration-pairs", "4", "--window-steps", "10", "--window-seconds", "0", "--no-guard")
-SLEEPY = """
-import time
-from dataclasses import dataclass, replace
-from typing import ClassVar
-
-@dataclass(frozen=True, kw_only=True)
-class Sleep:
-    ms: float = 0.0
-    after: ClassVar[str] = "clip"
-    conflicts: ClassVar[tuple] = ()
-
-    @property
-    def owns(self):
-        return frozenset()
-
-    def check(self, run):
-        return iter(())
-
-    def apply(self, program, run):
-        return replace(program, after_step=(*program.after_step, lambda: time.sleep(self.ms / 1000)))
-"""
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str]]:
