@@ -173,7 +173,6 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
             from .start import start
 
             read_plan(options.placement)  # a bad file is found before anything starts
-
             return start(plan, given, out=options.out, resume=resume)
         from .worker import work
 

@@ -3,12 +3,12 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ...strategies.check import owned_axes
-from .. import recipe as recipes
 from ..errors import UsageError
-from ..plan import Plan, make_plan
-from ..run_folder import default_name
+
+if TYPE_CHECKING:
+    from ..plan import Plan
 
 _SLURM, _KUBERNETES = "--slurm", "--kubernetes"
 
@@ -25,7 +25,7 @@ class Job:
     """Of `stepladder`, on every rank; they name everything by its whole path."""
     folder: Path
     """The run's, on a file system that all machines share."""
-    plan: Plan
+    plan: "Plan"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +66,11 @@ def check_options(options: argparse.Namespace) -> bool:
 
 def job_of(options: argparse.Namespace) -> Job:
     """The job of the options. Raises: UsageError with every problem of the recipe there."""
+    from ...strategies.check import owned_axes
+    from .. import recipe as recipes
+    from ..plan import make_plan
+    from ..run_folder import default_name
+
     recipe = recipes.read(options.recipe, options.overrides)
     nodes = 1 if options.nodes is None else options.nodes
     if nodes < 1:

@@ -14,6 +14,7 @@ import polars as pl
 from .kinds import Kind
 from .launchers import parents
 from .nesting import innermost_at
+from .piece import ARGS_WHOLE
 from .source import Source
 from .tables import Trace
 
@@ -35,6 +36,7 @@ _SCHEMA: dict[str, pl.DataType] = {
     "flop": pl.Float64(),
 }
 _MAX_COUNTERS = 200
+_NO_COUNTERS = (*_SCHEMA, *ARGS_WHOLE)
 
 
 def hardware_counters(trace: Trace) -> pl.DataFrame:
@@ -106,9 +108,6 @@ def _values(trace: Trace) -> pl.DataFrame:
 
 def _ranges_of(piece: bytes) -> list[tuple[float, dict[str, Any]]]:
     """Start, name and counters of each range in a text of events."""
-    from .piece import ARGS_WHOLE  # and with it Arrow, which few traces need here
-
-    no_counters = (*_SCHEMA, *ARGS_WHOLE)
     try:
         events = json.loads(b"[" + piece + b"]", strict=False)
     except (ValueError, RecursionError):
@@ -123,7 +122,7 @@ def _ranges_of(piece: bytes) -> list[tuple[float, dict[str, Any]]]:
             values = {
                 key: number
                 for key, value in args.items()
-                if (number := _number(value)) is not None and key not in no_counters
+                if (number := _number(value)) is not None and key not in _NO_COUNTERS
             }
             found.append((float(ts) if isinstance(ts, int | float) else 0.0, {"name": str(known.get("name"))} | values))
     return found

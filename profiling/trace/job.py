@@ -9,16 +9,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from ..errors import TraceError
 from .cache import load_cached, save_cached
 from .heap import give_back
+from .load import Progress, read_trace
 from .source import Limits
 from .tables import Trace, job_of
-
-if TYPE_CHECKING:
-    from .load import Progress
 
 T = TypeVar("T")
 Told = Callable[[int, int], None]
@@ -53,13 +51,11 @@ class Done(Generic[T]):
 
 
 def open_trace(
-    path: Path, reading: Reading, *, num_threads: int | None = None, progress: "Progress | None" = None
+    path: Path, reading: Reading, *, num_threads: int | None = None, progress: Progress | None = None
 ) -> Trace:
     """The tables of a file, from its cache if there is one. Raises: TraceError."""
     if reading.cache and (kept := load_cached(path, detail=reading.detail)):
         return kept
-    from .load import read_trace  # and with it Arrow, which a second look does not need
-
     trace = read_trace(path, detail=reading.detail, limits=reading.limits, num_threads=num_threads, progress=progress)
     give_back()
     return save_cached(trace) if reading.cache else trace
@@ -186,7 +182,7 @@ def _one_told(path: Path, work: Callable[[Trace], T], reading: Reading, board: s
 
 
 def _one(
-    path: Path, work: Callable[[Trace], T], reading: Reading, num_threads: int | None, tell: "Progress | None"
+    path: Path, work: Callable[[Trace], T], reading: Reading, num_threads: int | None, tell: Progress | None
 ) -> Done[T]:
     trace = open_trace(path, reading, num_threads=num_threads, progress=tell)
     if tell:
