@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 def build_program(plan: Plan, ranks: Ranks, device: "torch.device") -> Program:
     """The recipe's model, on the meta device until the strategies have had their say, with all of them applied."""
-    from ..trainer.models.decoder import next_token_loss
-
     recipe = plan.recipe
     needs_mesh = ranks.num_ranks > 1 or owned_axes(recipe.strategies)
     mesh = build_mesh(plan.device_type, plan.degrees) if needs_mesh else None
@@ -28,7 +26,7 @@ def build_program(plan: Plan, ranks: Ranks, device: "torch.device") -> Program:
     program = Program(
         model=build_on_meta(recipe.model.chosen.build),
         facts=plan.facts,
-        loss=next_token_loss,
+        loss=recipe.model.chosen.loss(),
         forward_backward=accumulate,
         clip_gradients=measure_norm,
     )

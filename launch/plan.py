@@ -64,17 +64,19 @@ class Plan:
 
     def summary(self) -> list[str]:
         """The plan in a few lines: model, ranks, strategies and the batch arithmetic."""
-        batch, micro = self.recipe.batch, self.recipe.num_microbatches
+        batch, micro, unit = self.recipe.batch, self.recipe.num_microbatches, self.facts.unit
+        made = f"{batch.microbatch_size * micro * self.num_data_ranks} {'sequence' if unit == 'token' else unit}s"
+        if unit == "token":
+            made += f"; x {batch.sequence_length} tokens = {self.tokens_per_step:,} tokens"
         axes = ", ".join(f"{axis} {degree}" for axis, degree in self.degrees.items() if degree > 1) or "no axis"
         names = " > ".join(name for name, _ in active(self.recipe.strategies))
         return [
             f"model       {self.facts.num_parameters / 1e6:,.1f} M parameters, "
-            f"{self.facts.flops_per_token / 1e9:,.3g} GFLOP a token",
+            f"{self.facts.flops_per_token / 1e9:,.3g} GFLOP {'an' if unit == 'image' else 'a'} {unit}",
             f"ranks       {self.num_ranks} x {self.device_type} ({axes})",
             f"strategies  {names}",
             f"batch       microbatch {batch.microbatch_size} x accumulation {micro} x data ranks {self.num_data_ranks} "
-            f"= {batch.microbatch_size * micro * self.num_data_ranks} sequences; x {batch.sequence_length} tokens "
-            f"= {self.tokens_per_step:,} tokens per step",
+            f"= {made} per step",
             *(
                 f"environment {key} = {os.environ.get(key, value)} ({'set already' if key in os.environ else name})"
                 for key, (value, name) in self.environment().items()
@@ -146,21 +148,25 @@ def _machine_problems(plan: Plan, *, num_gpus: int, started: bool) -> Iterator[s
 
 
 def _batch_problems(plan: Plan) -> Iterator[str]:
-    """A stated batch that the arithmetic does not give, and data that the model has no ids for."""
+    """A stated batch that the arithmetic does not give, and data that the model has no use for."""
     recipe, batch = plan.recipe, plan.recipe.batch
-    stated = batch.tokens_per_step
+    length, stated = recipe.tokens_per_sample, batch.tokens_per_step
     if stated is not None and stated != plan.tokens_per_step:
-        one = batch.microbatch_size * batch.sequence_length * plan.num_data_ranks
+        one = batch.microbatch_size * length * plan.num_data_ranks
         way_out = (
             f"set strategies.accumulation.num_microbatches = {stated // one}"
             if stated % one == 0
             else f"use a multiple of {one}"
         )
         yield (
-            f"batch.tokens_per_step = {stated}: microbatch {batch.microbatch_size} x sequence {batch.sequence_length} "
+            f"batch.tokens_per_step = {stated}: microbatch {batch.microbatch_size} x sequence {length} "
             f"x accumulation {recipe.num_microbatches} x data ranks {plan.num_data_ranks} = {plan.tokens_per_step}; "
             f"{way_out}"
         )
-    vocab_size = recipe.model.chosen.vocab_size
-    if recipe.data.synthetic is None and vocab_size < 256:
-        yield f"model.decoder.vocab_size = {vocab_size}: the data are bytes, 256 ids; use at least 256"
+    model, data = recipe.model.chosen, recipe.data.chosen
+    name, source = recipe.model.name, recipe.data.name
+    if model.takes != data.gives:
+        yield f"data.{source}: gives {data.gives}, but model.{name} takes {model.takes}; change one of the two"
+    elif 0 < model.vocab_size < data.num_ids:
+        what = "the data are bytes, 256 ids" if data.num_ids == 256 else f"the data have {data.num_ids:,} ids"
+        yield f"model.{name}.vocab_size = {model.vocab_size}: {what}; use at least {data.num_ids}"

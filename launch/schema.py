@@ -71,4 +71,9 @@ class Recipe:
 
     def tokens_per_step(self, data_ranks: int) -> int:
         """Tokens of all ranks in one optimizer step."""
-        return self.batch.microbatch_size * self.batch.sequence_length * self.num_microbatches * data_ranks
+        return self.batch.microbatch_size * self.tokens_per_sample * self.num_microbatches * data_ranks
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens of a sequence; an image, and a sample of a user's own model, counts as one."""
+        return self.batch.sequence_length if self.model.chosen.takes == "tokens" else 1

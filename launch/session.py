@@ -183,7 +183,7 @@ class Session:
         def write(record: Record) -> None:
             if self.ranks.rank == 0:
                 metrics.write(record)
-                console.say(log_line(record, num_steps))
+                console.say(log_line(record, num_steps, self.plan.facts.unit))
                 if not math.isfinite(record.loss):
                     console.say("warning: the loss is not finite; a lower learning rate or strategies.clip may help")
 

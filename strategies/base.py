@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from ..profiling.record import Marker
 from .changes import MayChange
@@ -49,16 +49,36 @@ class Batch(NamedTuple):
     """One microbatch. B microbatch size, T sequence length (this rank's part of it, once it has been split)."""
 
     inputs: "Tensor"
-    """[B, T] token ids for a language model; any tensor that the model takes elsewhere."""
+    """[B, T] token ids for a language model, [B, C, H, W] images for a vision model; a user's own model may take any
+    nest of dicts, lists and tuples of tensors."""
     labels: "Tensor"
-    """[B, T] next-token ids, -100 where a position does not count."""
+    """What counts in the loss, -100 where nothing does: [B, T] next-token ids, [B] classes."""
     positions: "Tensor | None" = None
     """[T] positions in the sequence; None for 0 .. T-1."""
+    documents: "Tensor | None" = None
+    """[B, T] number of the document that a position belongs to: attention does not look into another one. None where
+    every sequence is a whole."""
 
     @property
-    def arguments(self) -> "tuple[Tensor, ...]":
+    def arguments(self) -> "tuple[Tensor | None, ...]":
         """What the model is called with."""
+        if self.documents is not None:
+            return (self.inputs, self.positions, self.documents)
         return (self.inputs,) if self.positions is None else (self.inputs, self.positions)
+
+    def map(self, change: "Callable[[Tensor], Tensor]") -> "Batch":
+        """A batch of what `change` makes of each tensor: its copy on a device, say."""
+        return Batch(*(_map(change, each) for each in self))
+
+
+def _map(change: "Callable[[Tensor], Tensor]", value: Any) -> Any:
+    """`change` of every tensor in a nest of dicts, lists and tuples; what is no tensor stays."""
+    if isinstance(value, Mapping):
+        return {key: _map(change, each) for key, each in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        changed = [_map(change, each) for each in cast(Sequence[Any], value)]
+        return changed if isinstance(value, list) else tuple(changed)
+    return change(value) if hasattr(value, "device") else value
 
 
 _NOTHING = nullcontext()

@@ -206,10 +206,7 @@ def _record(
     """Capture a step that reads copies of these inputs."""
     import torch
 
-    inputs = tuple(
-        Batch(batch.inputs.clone(), batch.labels.clone(), None if batch.positions is None else batch.positions.clone())
-        for batch in microbatches
-    )
+    inputs = tuple(batch.map(lambda tensor: tensor.clone()) for batch in microbatches)
     device = inputs[0].inputs.device
     held = torch.as_tensor(scale, dtype=torch.float32, device=device).clone()
     parameters = [parameter for parameter in program.model.parameters() if parameter.requires_grad]

@@ -93,6 +93,8 @@ class Facts:
     """All parameters, each tied tensor once."""
     flops_per_token: float = 0.0
     """Model FLOPs of forward and backward for each token; the model's docstring states the convention."""
+    unit: str = "token"
+    """What is meant by a token, of which rates are told: an image, a sample, for models that read no text."""
     sequence_length: int = 0
     """T: positions of a sample, before anything is split."""
     initialise: "Callable[[str, Tensor, torch.Generator], None] | None" = None

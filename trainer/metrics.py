@@ -72,13 +72,13 @@ class Record:
     kind: str = "train"
 
 
-def log_line(record: Record, num_steps: int) -> str:
+def log_line(record: Record, num_steps: int, unit: str = "token") -> str:
     """A record as one readable line."""
     norm = "      -" if record.grad_norm is None else f"{record.grad_norm:7.3f}"
     mfu = "" if record.mfu_percent is None else f"  mfu {record.mfu_percent:4.1f}%"
     return (
         f"step {record.step:>{len(str(num_steps))}}/{num_steps}  loss {record.loss:7.4f}  norm {norm}  "
-        f"lr {record.learning_rate:.2e}  {record.tokens_per_s:>9,.0f} tok/s  {record.step_ms:8.2f} ms/step  "
+        f"lr {record.learning_rate:.2e}  {record.tokens_per_s:>9,.0f} {unit[:3]}/s  {record.step_ms:8.2f} ms/step  "
         f"data {record.data_wait_percent:4.1f}%  mem {record.memory_gib:5.2f} GiB{mfu}  eta {duration(record.eta_s)}"
     )
 

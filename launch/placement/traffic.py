@@ -90,8 +90,9 @@ class _Step:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.facts, self.strategies = plan, plan.facts, plan.recipe.strategies
         self.degrees = {str(axis): degree for axis, degree in plan.degrees.items()}
-        model = plan.recipe.model.chosen
-        self.model, self.width = model, model.dim
+        self.model: Any = plan.recipe.model.chosen
+        """Of its sizes only those are asked that an axis cuts."""
+        self.width = getattr(self.model, "dim", 0)
         self.pp, self.tp, self.cp = (self.degrees[axis] for axis in (Axis.PP, Axis.TP, Axis.CP))
         self.micro = plan.recipe.num_microbatches
         self.blocks = len(self.facts.blocks) / self.pp

@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from ...strategies.limits import Above, Below, Count, PositiveInt
+from .wanted import DataTable, Gives, Need, Say, Wanted
+
+if TYPE_CHECKING:
+    from .source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +18,21 @@ class StdlibCorpus:
 
     held_out: Annotated[float, Above(0), Below(1)] = 0.05
     """Part of the files that is only evaluated on, chosen by a hash of the file's name."""
+
+    gives: ClassVar[Gives] = "tokens"
+    num_ids: ClassVar[int] = 256
+
+    def prepare(self, need: Need, say: Say) -> None:
+        """Build the corpus if the cache lacks it, and see that each split holds enough."""
+        from .check import check_corpus
+
+        check_corpus(self, need, say)
+
+    def open(self, split: str, wanted: Wanted) -> "Source":
+        """Windows of bytes."""
+        from .source import packed_bytes
+
+        return packed_bytes(self, split, wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +47,21 @@ class FilesCorpus:
     """The column that holds the text (jsonl, parquet)."""
     held_out: Annotated[float, Above(0), Below(1)] = 0.05
     """Part of the documents that is only evaluated on, chosen by a hash of their text; of a lone file its end."""
+
+    gives: ClassVar[Gives] = "tokens"
+    num_ids: ClassVar[int] = 256
+
+    def prepare(self, need: Need, say: Say) -> None:
+        """Build the corpus if the cache lacks it, and see that each split holds enough."""
+        from .check import check_corpus
+
+        check_corpus(self, need, say)
+
+    def open(self, split: str, wanted: Wanted) -> "Source":
+        """Windows of bytes."""
+        from .source import packed_bytes
+
+        return packed_bytes(self, split, wanted)
 
     def problems(self) -> Iterator[str]:
         """Paths that match nothing, and a library that is not there."""
@@ -58,6 +92,18 @@ class SyntheticTokens:
     num_samples: PositiveInt = 64
     """Distinct samples, used again and again in a new order."""
 
+    gives: ClassVar[Gives] = "tokens"
+    num_ids: ClassVar[int] = 0
+
+    def prepare(self, need: Need, say: Say) -> None:
+        """Nothing has to be there."""
+
+    def open(self, split: str, wanted: Wanted) -> "Source":
+        """Tokens drawn on the device."""
+        from .source import synthetic
+
+        return synthetic(self, split, wanted)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -71,9 +117,14 @@ class DataConfig:
     """Random tokens."""
 
     @property
-    def chosen(self) -> Any:
+    def name(self) -> str:
+        """Of the source's table."""
+        return next((key for key, each in vars(self).items() if each is not None), "")
+
+    @property
+    def chosen(self) -> DataTable:
         """The one source that the recipe names; the reader has made sure that there is one."""
-        return self.stdlib or self.files or self.synthetic
+        return cast(DataTable, next((each for each in vars(self).values() if each is not None), None))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,10 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def _pinned(tensor: "Tensor") -> "Tensor":
+    return tensor.pin_memory()
+
+
 def _as_a_worker(worker: int) -> None:
     """Undo what a forked worker has from its rank: the rank stops after a whole step, a worker when it is told to.
 
@@ -53,7 +57,7 @@ def host_batches(source: Source, share: Share, loader: LoaderConfig, *, first_st
     """
     if loader.num_workers == 0:
         batches = map(source.__getitems__, share.microbatches(first_step))
-        return (Batch(b.inputs.pin_memory(), b.labels.pin_memory()) for b in batches) if pin else batches
+        return (batch.map(_pinned) for batch in batches) if pin else batches
     return iter(_with_workers(source, _Indices(share, first_step), loader, seed=share.seed, pin=pin))
 
 
@@ -131,8 +135,7 @@ class DeviceFeed:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(ready)
         for batch in copies:
-            for tensor in (*batch.arguments, batch.labels):
-                tensor.record_stream(stream)  # made on the copy stream, used on this one
+            batch.map(lambda tensor: _used_on(stream, tensor))  # made on the copy stream, used on this one
         self._ahead = None
         return StepData(copies, num_tokens)
 
@@ -151,10 +154,7 @@ class DeviceFeed:
         return microbatches
 
     def _copy(self, batch: Batch) -> Batch:
-        return Batch(
-            batch.inputs.to(self.device, non_blocking=self.non_blocking),
-            batch.labels.to(self.device, non_blocking=self.non_blocking),
-        )
+        return batch.map(lambda tensor: tensor.to(self.device, non_blocking=self.non_blocking))
 
     def _start_copies(
         self, microbatches: Sequence[Batch]
@@ -165,6 +165,12 @@ class DeviceFeed:
             ready = torch.cuda.Event()
             ready.record()
         return copies, num_tokens, ready
+
+
+def _used_on(stream: "torch.cuda.Stream", tensor: "Tensor") -> "Tensor":
+    """Tell the allocator that a tensor of another stream is used on this one."""
+    tensor.record_stream(stream)
+    return tensor
 
 
 def token_counter(
@@ -191,9 +197,12 @@ def held_out_batches(
     order = [indices.tolist() for indices in islice(share.microbatches(0), share.num_microbatches)]
     batches = _with_workers(source, order, loader, seed=share.seed, pin=False) if loader.num_workers else None
 
+    def to_device(tensor: "Tensor") -> "Tensor":
+        return tensor.to(device)
+
     def start() -> Iterator[Batch]:
         host = map(source.__getitems__, order) if batches is None else iter(batches)
         for batch in host:
-            yield Batch(batch.inputs.to(device), batch.labels.to(device))
+            yield batch.map(to_device)
 
     return start

@@ -6,16 +6,21 @@ import torch
 from torch import Tensor
 
 from ...strategies.base import Batch
-from .config import DataConfig, SyntheticTokens
+from .config import DataConfig, FilesCorpus, StdlibCorpus, SyntheticTokens
 from .errors import DataError
 from .tokens import open_corpus
+from .wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class Source(Protocol):
-    """Samples by index. T sequence length, B length of the index list."""
+    """Samples by index. T sequence length, B length of the index list.
+
+    A sample's index says which one it is for good, so `order` decides alone who sees it when: ranks, workers and
+    resumes have nothing to remember.
+    """
 
     fingerprint: str
     """Changes when the samples change."""
@@ -83,6 +88,29 @@ class SyntheticSource:
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
 
+def synthetic(config: SyntheticTokens, split: str, wanted: Wanted) -> SyntheticSource:
+    """Random tokens of a split."""
+    return SyntheticSource(
+        num_samples=config.num_samples,
+        sequence_length=wanted.sequence_length,
+        vocab_size=wanted.vocab_size,
+        seed=wanted.seed + (0 if split == "train" else 1),
+        device=wanted.device,
+    )
+
+
+def packed_bytes(config: StdlibCorpus | FilesCorpus, split: str, wanted: Wanted) -> PackedBytes:
+    """A split of a corpus. Raises: DataError if it cannot be read, or is shorter than one sequence."""
+    corpus, length = open_corpus(config), wanted.sequence_length
+    source = PackedBytes(corpus.tokens(split), length, f"{corpus.fingerprint}-{length}")
+    if len(source) == 0:
+        raise DataError(
+            f"batch.sequence_length = {length}: the {split} part has {len(source.tokens)} bytes, not one "
+            f"sequence; give more data or shorter sequences"
+        )
+    return source
+
+
 def open_source(
     config: DataConfig, split: str, *, sequence_length: int, vocab_size: int, seed: int, device: torch.device
 ) -> Source:
@@ -90,21 +118,5 @@ def open_source(
 
     Raises: DataError if the source cannot be read, or the split is shorter than one sequence.
     """
-    chosen = config.chosen
-    if isinstance(chosen, SyntheticTokens):
-        shift = 0 if split == "train" else 1
-        return SyntheticSource(
-            num_samples=chosen.num_samples,
-            sequence_length=sequence_length,
-            vocab_size=vocab_size,
-            seed=seed + shift,
-            device=device,
-        )
-    corpus = open_corpus(chosen)
-    source = PackedBytes(corpus.tokens(split), sequence_length, f"{corpus.fingerprint}-{sequence_length}")
-    if len(source) == 0:
-        raise DataError(
-            f"batch.sequence_length = {sequence_length}: the {split} part has {len(source.tokens)} bytes, not one "
-            f"sequence; give more data or shorter sequences"
-        )
-    return source
+    wanted = Wanted(sequence_length=sequence_length, vocab_size=vocab_size, seed=seed, device=device)
+    return config.chosen.open(split, wanted)

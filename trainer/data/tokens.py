@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .config import FilesCorpus, StdlibCorpus, matching
 from .errors import DataError
+from .wanted import Say, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,14 +105,6 @@ class Corpus:
 
         path = self.folder / f"{split}.u8"
         return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-
-
-Say = Callable[[str], None]
-"""Where a long build tells how far it is."""
-
-
-def silent(line: str) -> None:
-    """Tell nobody."""
 
 
 def open_corpus(config: StdlibCorpus | FilesCorpus, say: Say = silent) -> Corpus:

@@ -1,11 +1,12 @@
 """Models a recipe can name. A config knows its facts without torch; `build()` makes the module."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from .config import DecoderConfig
+from .table import ModelTable
 
-__all__ = ["DecoderConfig", "ModelConfig"]
+__all__ = ["DecoderConfig", "ModelConfig", "ModelTable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,11 @@ class ModelConfig:
     """A Llama-style decoder."""
 
     @property
-    def chosen(self) -> Any:
+    def name(self) -> str:
+        """Of the model's table."""
+        return next((key for key, each in vars(self).items() if each is not None), "")
+
+    @property
+    def chosen(self) -> ModelTable:
         """The one model that the recipe names; the reader has made sure that there is one."""
-        return self.decoder
+        return cast(ModelTable, next((each for each in vars(self).values() if each is not None), None))

@@ -1,17 +1,19 @@
 """The decoder's dimensions and what follows from them, without torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ...strategies.facts import Cuts, Experts, Facts, Slicing
 from ...strategies.limits import Above, PositiveFloat, PositiveInt
+from ..data.wanted import Gives
 from .moe_config import GROUPED_MULTIPLE, MoEConfig
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ...strategies.base import Batch
     from ...strategies.facts import SumOverRanks
     from .decoder import Decoder
 
@@ -43,6 +45,8 @@ class DecoderConfig:
     """Use the embedding as the output projection."""
     moe: MoEConfig | None = None
     """Experts in place of the dense feed-forward, in some layers or all."""
+
+    takes: ClassVar[Gives] = "tokens"
 
     @property
     def kv_heads(self) -> int:
@@ -228,6 +232,12 @@ class DecoderConfig:
         from .decoder import Decoder
 
         return Decoder(self)
+
+    def loss(self) -> "Callable[[torch.Tensor, Batch], torch.Tensor]":
+        """Cross entropy of the next token."""
+        from .decoder import next_token_loss
+
+        return next_token_loss
 
 
 def _balance(model: "nn.Module", sum_over_ranks: "SumOverRanks") -> None:
