@@ -10,6 +10,8 @@ from pathlib import Path
 from time import perf_counter
 
 _EVERY_S = 0.02
+_PAGES_EVERY_S = 0.5
+_GROWN = 1.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,19 @@ def run(command: Sequence[str | Path]) -> Run:
 
 
 def _watch(pid: int, ended: threading.Event, seen: list[int]) -> None:
-    """Note the largest sum; in KiB."""
+    """Note the largest sum; in KiB.
+
+    To share out pages the kernel walks them all, and whoever needs a new one waits: asked for every 20 ms, that made a
+    process of 3 GB three times slower. So it is asked when the resident pages, which cost nothing to read, have grown.
+    """
+    most_resident, asked_s = 0.0, 0.0
     while not ended.wait(_EVERY_S):
-        seen[0] = max(seen[0], sum(map(_share_kib, _tree(pid))))
+        processes = _tree(pid)
+        resident = sum(map(_resident_pages, processes))
+        if resident > most_resident * _GROWN or perf_counter() - asked_s > _PAGES_EVERY_S:
+            most_resident = max(most_resident, resident)
+            seen[0] = max(seen[0], sum(map(_share_kib, processes)))
+            asked_s = perf_counter()
 
 
 def _tree(pid: int) -> list[int]:
@@ -62,6 +74,14 @@ def _tree(pid: int) -> list[int]:
             continue
         found += [int(child) for line in children for child in line.split()]
     return found
+
+
+def _resident_pages(pid: int) -> int:
+    """Pages in memory, those that are shared in full; 0 if the process is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
 
 
 def _share_kib(pid: int) -> int:
