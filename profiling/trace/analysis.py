@@ -4,6 +4,7 @@ found = analyse([Path("runs/demo/traces")])
 found.tables["steps"]          # a polars frame with a row for each rank, step and device
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -151,8 +152,8 @@ def clock_notes(clocks: pl.DataFrame | None) -> list[str]:
 class _Rank:
     """What a process says of a rank; small, for it is sent."""
 
-    tables: dict[str, pl.DataFrame]
-    """Emptied when those of all ranks are put together: to hold both would be twice as much."""
+    tables: dict[str, bytes]
+    """Packed, for those of all ranks wait until the last has come; emptied when they are put together."""
     notes: Sequence[str]
     header: Mapping[str, Any]
     recorded: Recorded
@@ -180,7 +181,7 @@ def _of_rank(
         if of_drawing in mine:
             tables["critical"] = job_path.segments_of_rank(graph)
     return _Rank(
-        tables=tables,
+        tables={name: _packed(table) for name, table in tables.items()},
         notes=notes,
         header={key: trace.header[key] for key in ("deviceProperties", "distributedInfo") if key in trace.header},
         recorded=recorded(trace),
@@ -188,10 +189,20 @@ def _of_rank(
     )
 
 
+def _packed(table: pl.DataFrame) -> bytes:
+    file = io.BytesIO()
+    table.write_ipc_stream(file, compression="zstd")
+    return file.getvalue()
+
+
+def _unpacked(packed: bytes) -> pl.DataFrame:
+    return pl.read_ipc_stream(io.BytesIO(packed))
+
+
 def _together(name: str, done: Sequence[Done[_Rank]]) -> pl.DataFrame:
     """One table of all ranks that have it; counters differ in their columns."""
     frames = [
-        each.result.tables.pop(name).select(pl.lit(each.rank, dtype=pl.Int64).alias("rank"), pl.all())
+        _unpacked(each.result.tables.pop(name)).select(pl.lit(each.rank, dtype=pl.Int64).alias("rank"), pl.all())
         for each in done
         if name in each.result.tables
     ]
