@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from ...strategies.limits import Above, Below, Count, PositiveInt
+from .shards.config import ShardsConfig
 from .wanted import DataTable, Gives, Need, Say, Wanted
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ class DataConfig:
     """Local files."""
     synthetic: SyntheticTokens | None = None
     """Random tokens."""
+    shards: ShardsConfig | None = None
+    """Images in tar shards (WebDataset)."""
 
     @property
     def name(self) -> str:
