@@ -1,4 +1,8 @@
-"""Thousands of damaged traces: no traceback, no hang, bounded memory. Started by `make test-fuzz`."""
+"""Thousands of damaged traces: no traceback, no hang, bounded memory. Started by `make test-fuzz`.
+
+Every other one goes through all analyses and the page; the rest by turns through the other ways of looking: in many
+pieces, from the cache, as HTA, for Perfetto, against another run, as one of several ranks.
+"""
 
 import multiprocessing
 import os
@@ -13,7 +17,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "shared"))
 
-from trace_fuzz import analyse_all, limit_memory, mutants, survives, texts
+from trace_fuzz import limit_memory, mutants, survives, texts
+from trace_ways import WAYS, everything
 
 SHARE = 250
 """Traces that a process tries before it reports."""
@@ -51,13 +56,14 @@ def try_share(seed: int, begin: int, number: int) -> Counter[str]:
     found = Counter[str]()
     with tempfile.TemporaryDirectory() as made:
         for i, text in enumerate(mutants(texts(), number, f"{seed}/{begin}")):
+            way = everything if i % 2 else WAYS[i // 2 % len(WAYS)]
             try:
-                found["analysed" if survives(text, Path(made), analyse_all) else "refused"] += 1
+                found["analysed" if survives(text, Path(made), way) else "refused"] += 1
             except Exception as error:
                 found["failed"] += 1
                 kept = Path(tempfile.gettempdir()) / f"trace-fuzz-{seed}-{begin + i}.json"
                 kept.write_bytes(text)
-                print(f"FAILED {kept}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+                print(f"FAILED {way.__name__} {kept}: {type(error).__name__}: {str(error)[:300]}", flush=True)
                 traceback.print_exception(error, limit=-3)
     return found
 

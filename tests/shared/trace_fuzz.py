@@ -139,17 +139,3 @@ def texts() -> list[bytes]:
     return [
         gzip.decompress((data / name / "rank-0.json.gz").read_bytes()) for name in ("cpu_only", "amd_mi250_minitoy")
     ]
-
-
-def analyse_all(path: Path) -> None:
-    """Everything that `stepladder trace` does with a file, but for writing it down."""
-    from stepladder.profiling.trace import analysis, text
-    from stepladder.profiling.trace.job import Reading
-    from stepladder.profiling.trace.page import content_of
-    from stepladder.profiling.trace.report.write import page_of
-
-    makers = [*analysis.chosen(detail=True, drawing=True), analysis.of_attribution]
-    reading = Reading(detail=True, cache=False, num_processes=1)
-    found = analysis.analyse([path], makers, reading=reading, with_path=True)
-    list(text.summary(found))
-    page_of(content_of(found, title=path.name))
