@@ -27,7 +27,7 @@ class Slicing(StrEnum):
     POSITIONWISE = "positionwise"
     """A module that treats each position by itself: with sequence parallelism it sees its part only (norms)."""
     EMBEDDING = "embedding"
-    """The input embedding: rows of the vocabulary are split."""
+    """The input embedding: rows of the vocabulary are split, or output features, if it is a linear layer."""
     HEAD = "head"
     """The output projection: columns of the vocabulary are split, and the loss is taken of the parts."""
     EXPERTS = "experts"
@@ -99,6 +99,10 @@ class Facts:
     """T: positions of a sample, before anything is split."""
     initialise: "Callable[[str, Tensor, torch.Generator], None] | None" = None
     """Fills a whole parameter, given its name. Needed for meta-device initialisation; None for a model made whole."""
+    fill_buffer: "Callable[[str, Tensor], None] | None" = None
+    """Fills a buffer, given its name, for models that keep some (batch norm); beside `initialise`."""
+    has_modes: bool = False
+    """It evaluates otherwise than it trains: batch norm, dropout. Then it is told which of the two goes on."""
     slicing: Mapping[str, Slicing] = field(default_factory=dict[str, Slicing])
     """How tensor parallelism cuts modules; every module with parameters is in it, or inside one that is."""
     sliced_sizes: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -35,11 +35,16 @@ def materialise(program: Program, run: Run) -> None:
         return
     if program.facts.initialise is None:
         raise ValueError("the model is on the meta device, but its Facts name no initialiser")
-    if any(buffer.is_meta for buffer in model.buffers()):
+    fill_buffer = program.facts.fill_buffer
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if empty and fill_buffer is None:
         raise ValueError("the model keeps buffers on the meta device, which nobody fills; compute them in forward")
     _give_storage(model, run.device)
     generator = torch.Generator(device=run.device)
     with torch.no_grad():
+        if fill_buffer is not None:
+            for name in empty:
+                fill_buffer(canonical(name), model.get_buffer(name))
         for name, parameter in model.named_parameters():  # a tied tensor comes once, under its first name
             whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=run.device)
             program.facts.initialise(canonical(name), whole, generator.manual_seed(seed_of(run.seed, canonical(name))))
@@ -56,7 +61,8 @@ def _give_storage(model: "torch.nn.Module", device: "torch.device") -> None:
             ties[name] = first
     model.to_empty(device=device)
     for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+        if not buffers[name].is_meta:
+            buffer.copy_(buffers[name])
     for name, first in ties.items():
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, model.get_parameter(first))

@@ -127,7 +127,7 @@ def _loss_of_slices(mesh: "DeviceMesh") -> Any:
     from .vocab_parallel import vocab_parallel_cross_entropy
 
     def sliced_loss(logits_BTV: "Tensor", batch: Batch) -> "Tensor":
-        return vocab_parallel_cross_entropy(logits_BTV.flatten(0, 1), batch.labels.flatten(), mesh)
+        return vocab_parallel_cross_entropy(logits_BTV.flatten(0, -2), batch.labels.flatten(), mesh)
 
     return sliced_loss
 

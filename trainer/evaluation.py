@@ -45,12 +45,16 @@ def evaluate(
     sums: torch.Tensor | None = None
     num_tokens: torch.Tensor | None = None
     waiting = iter(batches)
+    if program.facts.has_modes:
+        program.model.eval()
     with torch.no_grad():
         while microbatches := list(islice(waiting, program.num_microbatches)):
             counted = torch.stack([(batch.labels != -100).sum() for batch in microbatches]).sum()
             loss = program.forward_only(program, microbatches)
             sums = loss if sums is None else sums + loss
             num_tokens = counted if num_tokens is None else num_tokens + counted
+    if program.facts.has_modes:
+        program.model.train()
     program.after_evaluation()
     assert sums is not None, "an evaluation needs at least one microbatch"
     assert num_tokens is not None

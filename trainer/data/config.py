@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from ...strategies.limits import Above, Below, Count, PositiveInt
 from .shards.config import ShardsConfig
+from .synthetic_images import SyntheticImages
 from .wanted import DataTable, Gives, Need, Say, Wanted
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class DataConfig:
     """Local files."""
     synthetic: SyntheticTokens | None = None
     """Random tokens."""
+    synthetic_images: SyntheticImages | None = None
+    """Random images."""
     shards: ShardsConfig | None = None
     """Images in tar shards (WebDataset)."""
 

@@ -81,11 +81,16 @@ class SyntheticSource:
 
     def __getitems__(self, indices: "Tensor | Sequence[int]") -> Batch:
         """Gather on the device."""
-        rows = torch.as_tensor(indices)
-        if self.tokens.is_cuda:  # from pageable memory the copy would wait for the device, in every step
-            rows = rows.pin_memory().to(self.tokens.device, non_blocking=True)
-        windows = self.tokens.index_select(0, rows)
+        windows = self.tokens.index_select(0, on_the_device_of(self.tokens, indices))
         return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+
+
+def on_the_device_of(samples: Tensor, indices: "Tensor | Sequence[int]") -> Tensor:
+    """Sample indices where the samples are."""
+    rows = torch.as_tensor(indices)
+    if samples.is_cuda:  # from pageable memory the copy would wait for the device, in every step
+        rows = rows.pin_memory().to(samples.device, non_blocking=True)
+    return rows
 
 
 def synthetic(config: SyntheticTokens, split: str, wanted: Wanted) -> SyntheticSource:

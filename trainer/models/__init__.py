@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from .config import DecoderConfig
+from .resnet_config import ResNetConfig
 from .table import ModelTable
+from .vit_config import VisionTransformerConfig
 
-__all__ = ["DecoderConfig", "ModelConfig", "ModelTable"]
+__all__ = ["DecoderConfig", "ModelConfig", "ModelTable", "ResNetConfig", "VisionTransformerConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +17,10 @@ class ModelConfig:
 
     decoder: DecoderConfig | None = None
     """A Llama-style decoder."""
+    vit: VisionTransformerConfig | None = None
+    """A vision transformer."""
+    resnet: ResNetConfig | None = None
+    """A residual network."""
 
     @property
     def name(self) -> str:
