@@ -115,7 +115,10 @@ def make_plan(
     found += _batch_problems(plan)
     if recipe.profiler:
         found += recipe.profiler.run_problems(num_steps=recipe.run.num_steps, num_ranks=ranks, device_type=device_type)
-    found += recipe.loader.run_problems(device_type=device_type, synthetic=recipe.data.synthetic is not None)
+    if recipe.trackers:
+        traces = recipe.profiler is not None and recipe.profiler.trace
+        found += recipe.trackers.run_problems(traces=traces)
+    found += recipe.loader.run_problems(device_type=device_type, synthetic=recipe.data.name.startswith("synthetic"))
     if found:
         raise UsageError(*found)
     return plan
@@ -167,6 +170,19 @@ def _batch_problems(plan: Plan) -> Iterator[str]:
     name, source = recipe.model.name, recipe.data.name
     if model.takes != data.gives:
         yield f"data.{source}: gives {data.gives}, but model.{name} takes {model.takes}; change one of the two"
+    elif data.gives == "images":
+        yield from _image_problems(recipe)
     elif 0 < model.vocab_size < data.num_ids:
         what = "the data are bytes, 256 ids" if data.num_ids == 256 else f"the data have {data.num_ids:,} ids"
         yield f"model.{name}.vocab_size = {model.vocab_size}: {what}; use at least {data.num_ids}"
+
+
+def _image_problems(recipe: Recipe) -> Iterator[str]:
+    """Images of another size than the model was made for, and classes that it has no name for."""
+    model, data = recipe.model.chosen, recipe.data.chosen
+    for key in ("image_size", "channels", "num_classes"):
+        expected, given = getattr(model, key, None), getattr(data, key, None)
+        fits = given is None or expected is None or (given <= expected if key == "num_classes" else given == expected)
+        if not fits:
+            where = f"data.{recipe.data.name}.{key} = {given}"
+            yield f"{where}: but model.{recipe.model.name}.{key} = {expected}; make them equal"

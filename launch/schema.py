@@ -13,6 +13,7 @@ from ..trainer.data.config import BatchConfig, DataConfig, LoaderConfig
 from ..trainer.evaluation import EvaluationConfig
 from ..trainer.models import ModelConfig
 from .profiler_config import ProfilerConfig
+from .trackers import TrackersConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Recipe:
     evaluation: EvaluationConfig | None = None
     checkpoint: CheckpointConfig | None = None
     profiler: ProfilerConfig | None = None
+    trackers: TrackersConfig | None = None
 
     def problems(self) -> Iterator[str]:
         """A name that is no name of a folder."""

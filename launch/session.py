@@ -25,18 +25,19 @@ from . import recording, run_folder
 from .build import build_program
 from .console import Console, shown
 from .errors import ExitCode
+from .feeding import Feeding, build_feeding
 from .instruments import Instruments, write_step_times
 from .plan import Plan
 from .ranks import Ranks, StopRequest, Voice, agree, barrier, gather, sum_over_ranks
 from .recipe import flatten, resolved
 from .recording import paused
 from .testimony import with_witness
+from .trackers.follow import metrics_file
 
 if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
-    from ..trainer.data.feed import DeviceFeed
     from ..trainer.data.source import Source
 
 
@@ -73,14 +74,12 @@ class Session:
         source = self._source("train")
         checkpoints = self._checkpoints(program, optimizer, source)
         first_step = self._resume(checkpoints) if resume else 0
-        feed = self._feed(source, first_step)
+        feeding = self._feeding(source, first_step)
         console = Console(active=self.ranks.rank == 0, num_steps=self._num_steps, first_step=first_step)
         if first_step:
             console.say(f"continuing after step {first_step}")
-        metrics = MetricsFile(path=self.folder / "metrics.jsonl")
-        if first_step and self.ranks.rank == 0:
-            metrics.rewind(first_step)
-        meter = self._meter(feed, first_step, console, metrics)
+        metrics = metrics_file(stack, recipe, self.folder, console, first_step)
+        meter = self._meter(feeding, first_step, console, metrics)
         clock = StepClock(device=self.device)
         watchers = [Watcher(every=1, look=clock.look)] if self.instruments.step_times else []
         watchers.append(Watcher(every=recipe.run.log_every, look=meter.look, at_first=True, span=Span.LOGGING))
@@ -105,7 +104,7 @@ class Session:
             done = train(
                 program,
                 optimizer,
-                feed,
+                feeding.feed,
                 num_steps=self._num_steps,
                 first_step=first_step,
                 base_rates=base_rates,
@@ -113,12 +112,17 @@ class Session:
                 wants_norm=lambda step: step % recipe.run.log_every == 0 or step in (1, self._num_steps),
                 mark=marker(record=bool(profiler and profiler.trace), nvtx=bool(profiler and profiler.nvtx)),
             )
-        if path := self.instruments.step_times:
-            waited_s = feed.waited_s
-            write_step_times(path, clock, plan=self.plan, ranks=self.ranks, device=self.device, waited_s=waited_s)
+        loading = self._measured(clock, feeding, meter)
         if recipe.checkpoint and done > first_step:
             self._save(checkpoints, done, console)
-        return self._finish(done, program, console)
+        return self._finish(done, program, console, loading)
+
+    def _measured(self, clock: StepClock, feeding: Feeding, meter: Meter) -> Sequence[str]:
+        """Leave the times of steps and loader while nothing else has been timed; what to say of the loader."""
+        if path := self.instruments.step_times:
+            waited_s = feeding.feed.waited_s
+            write_step_times(path, clock, plan=self.plan, ranks=self.ranks, device=self.device, waited_s=waited_s)
+        return feeding.report(self.ranks, self.folder, meter.paused_s)
 
     def _program(self) -> Program:
         """The recipe's program, with a witness in it if somebody wants its exact numbers."""
@@ -156,25 +160,15 @@ class Session:
             rank=data_rank(self.ranks.rank, self.plan.degrees),
             num_ranks=self.plan.num_data_ranks,
             seed=recipe.run.seed,
+            by_epoch=getattr(source, "varies", False),
         )
 
-    def _feed(self, source: "Source", first_step: int) -> "DeviceFeed":
-        from ..trainer.data.feed import DeviceFeed, host_batches, token_counter
+    def _feeding(self, source: "Source", first_step: int) -> Feeding:
+        share, same = self._share(source, self.plan.recipe.num_microbatches), self.instruments.same_batch
+        add = self._sum_of_tokens()
+        return build_feeding(self.plan, self.device, source, share, add, first_step=first_step, same_batch=same)
 
-        recipe, loader = self.plan.recipe, self.plan.recipe.loader
-        pin = self.device.type == "cuda" if loader.pin_memory is None else loader.pin_memory
-        share = self._share(source, recipe.num_microbatches)
-        return DeviceFeed(
-            batches=host_batches(source, share, loader, first_step=first_step, pin=pin and not source.on_device),
-            num_microbatches=recipe.num_microbatches,
-            device=self.device,
-            count_tokens=token_counter(source, self.plan.tokens_per_step, self._sum_of_tokens(), self.device),
-            on_device=source.on_device,
-            non_blocking=loader.non_blocking is not False,
-            prefetch=loader.device_prefetch is not False,
-        )
-
-    def _meter(self, feed: "DeviceFeed", first_step: int, console: Console, metrics: MetricsFile) -> Meter:
+    def _meter(self, feeding: Feeding, first_step: int, console: Console, metrics: MetricsFile) -> Meter:
         import torch
 
         num_steps = self._num_steps
@@ -184,10 +178,11 @@ class Session:
             if self.ranks.rank == 0:
                 metrics.write(record)
                 console.say(log_line(record, num_steps, self.plan.facts.unit))
+                console.say(*feeding.warning(record.data_wait_percent, meter.paused_s))
                 if not math.isfinite(record.loss):
                     console.say("warning: the loss is not finite; a lower learning rate or strategies.clip may help")
 
-        return Meter(
+        meter = Meter(
             num_steps=num_steps,
             first_step=first_step,
             tokens_per_step=self.plan.tokens_per_step,
@@ -197,10 +192,11 @@ class Session:
             device=self.device,
             reduce=sum_over_ranks(self.ranks),
             loss_counts=self._voice.loss,
-            waited_s=lambda: feed.waited_s,
+            waited_s=lambda: feeding.feed.waited_s,
             stop_requested=self.stop.requested,
             write=write,
         )
+        return meter
 
     @property
     def _voice(self) -> Voice:
@@ -276,11 +272,11 @@ class Session:
         speaks = all(place == 0 for axis, place in at.items() if axis is not Axis.PP)
         return list(dict.fromkeys(line for each in gather(self.ranks, own if speaks else []) for line in each))
 
-    def _finish(self, done: int, program: Program, console: Console) -> int:
+    def _finish(self, done: int, program: Program, console: Console, loading: Sequence[str]) -> int:
         """Say what there is to say and leave `exit.json`."""
         recipe = self.plan.recipe
         console.clear()
-        console.say(*self._reports(program))
+        console.say(*loading, *self._reports(program))
         barrier(self.ranks)  # every rank has written its trace
         if recipe.profiler and recipe.profiler.trace and console.active:
             from .trace_command import after_run

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -126,6 +126,8 @@ class Meter:
     write: Callable[[Record], None]
     loss_counts: float = 1.0
     """0 if another rank adds the very same sum of losses."""
+    paused_s: float = field(default=0.0, init=False)
+    """Time left out of all intervals."""
     _start_s: float = field(default=0.0, init=False)
     _last_s: float = field(default=0.0, init=False)
     _last_step: int = field(default=0, init=False)
@@ -142,7 +144,9 @@ class Meter:
 
     def skip_pause(self, started_s: float) -> None:
         """Leave a pause since `started_s` (evaluation, checkpoint) out of the interval."""
-        self._last_s += time.perf_counter() - started_s
+        paused_s = time.perf_counter() - started_s
+        self._last_s += paused_s
+        self.paused_s += paused_s
 
     def look(self, result: StepResult) -> bool:
         """Write one record; true when some rank was asked to stop, on all ranks alike.
@@ -208,6 +212,8 @@ class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, appended and flushed at once."""
 
     path: Path
+    followers: Sequence[Callable[[Mapping[str, object]], None]] = ()
+    """Who is told of each line as well."""
     _file: IO[str] | None = field(default=None, init=False)
 
     def rewind(self, step: int) -> None:
@@ -225,6 +231,8 @@ class MetricsFile:
         values = {key: _json_value(value) for key, value in vars(record).items()}
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
+        for follow in self.followers:
+            follow(values)
 
 
 def _json_value(value: object) -> object:

@@ -15,6 +15,7 @@ _OUTSIDE_STRATEGIES: Mapping[str, Changes] = {
     "loader": Changes.NOTHING,
     "evaluation": Changes.NOTHING,
     "checkpoint": Changes.NOTHING,
+    "trackers": Changes.NOTHING,
     "profiler": Changes.NOTHING,
     "run.log_every": Changes.NOTHING,
     "run.gc_every": Changes.NOTHING,
@@ -108,4 +109,4 @@ def to_be_run(recipe: Recipe, *, num_steps: int, seed: int | None = None, determ
         seed=recipe.run.seed if seed is None else seed,
         deterministic=deterministic or recipe.run.deterministic,
     )
-    return replace(recipe, name="guard", run=run, evaluation=None, checkpoint=None, profiler=None)
+    return replace(recipe, name="guard", run=run, evaluation=None, checkpoint=None, profiler=None, trackers=None)

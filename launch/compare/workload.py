@@ -22,8 +22,8 @@ _BEHIND_RANKS = ("mesh", "run.cpu_ranks", "run.device", "strategies")
 
 
 def measured_part(recipe: Recipe) -> Recipe:
-    """The recipe without what the measured steps leave out: its name, checkpoints, profiles, evaluation."""
-    return replace(recipe, name="segment", evaluation=None, checkpoint=None, profiler=None)
+    """The recipe without what the measured steps leave out: its name, checkpoints, profiles, trackers, evaluation."""
+    return replace(recipe, name="segment", evaluation=None, checkpoint=None, profiler=None, trackers=None)
 
 
 def problems(name: str, baseline: Plan, arm: Plan, declared: Sequence[str], used: set[str]) -> Iterator[str]:
