@@ -1,5 +1,9 @@
 """Failures of a running training that a user can mend: told in a sentence, with exit code 1."""
 
+import re
+
+from ..trainer.data.errors import DataError
+
 _NO_MEMORY = ("alloc_cpu.cpp", "DefaultCPUAllocator", "CUDA out of memory", "HIP out of memory")
 
 
@@ -10,6 +14,15 @@ def explained(error: BaseException) -> str | None:
         return _memory(said)
     if isinstance(error, RuntimeError) and any(sign in said for sign in _NO_MEMORY):
         return _memory(said)
+    if isinstance(error, DataError):
+        return said
+    if isinstance(error, RuntimeError) and (
+        lost := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", said)
+    ):
+        return (
+            f"loader: worker process {lost[1]} {lost[2].split('.')[0].strip()}; often the memory was short: use fewer "
+            f"loader.num_workers or a smaller loader.prefetch_factor"
+        )
     if "InvalidCxxCompiler" in f"{type(error).__name__} {said}":
         return "strategies.compile: torch finds no working C++ compiler; install one or set CXX, or remove it"
     return None

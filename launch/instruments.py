@@ -30,6 +30,8 @@ class Instruments:
     """Where to leave the `Testimony`: exact losses, gradients and weights."""
     backwards: bool = False
     """Take the samples of each step in the opposite order: the same mathematics, rounded elsewhere."""
+    same_batch: bool = False
+    """Train on the first step's data again and again: the time of a step that never waits for its data."""
 
     def check(self) -> None:
         """Find what cannot be before anything is started. Raises: UsageError."""

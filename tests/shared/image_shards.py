@@ -18,6 +18,16 @@ def picture(number: int, *, width: int = 24, height: int = 18, format: str = "JP
     return out.getvalue()
 
 
+def smooth(width: int, height: int, format: str, mode: str = "RGB") -> bytes:
+    """A colour gradient: where it was cropped and mirrored can be read off."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width)[None, :]
+    pixels[..., 1] = np.linspace(0, 255, height)[:, None]
+    out = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(out, format, **({"quality": 98} if format == "JPEG" else {}))
+    return out.getvalue()
+
+
 def tar_of(members: Sequence[tuple[str, bytes]], *, format: int = tarfile.USTAR_FORMAT) -> bytes:
     """An archive of these files."""
     out = io.BytesIO()

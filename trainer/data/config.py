@@ -150,9 +150,11 @@ class LoaderConfig:
     """How samples reach the device."""
 
     num_workers: Count = 0
-    """Loader processes; packed bytes need none, since a batch then costs less than its way through a pipe."""
+    """Loader workers; packed bytes need none, since a batch then costs less than its way through a pipe."""
+    worker_kind: Literal["process", "thread"] = "process"
+    """Processes beside the rank, or threads in it: these share its memory, and Python's lock where that is held."""
     prefetch_factor: PositiveInt | None = None
-    """Batches that each worker keeps ready (2)."""
+    """Microbatches that each worker keeps ready (2)."""
     persistent_workers: bool | None = None
     """Keep the workers between passes (true with workers)."""
     pin_memory: bool | None = None
@@ -177,3 +179,7 @@ class LoaderConfig:
             for key in ("prefetch_factor", "persistent_workers"):
                 if getattr(self, key) is not None:
                     yield f"{key}: has no effect with num_workers = 0; remove it or use workers"
+            if self.worker_kind != "process":
+                yield "worker_kind: has no effect with num_workers = 0; remove it or use workers"
+        elif self.worker_kind == "thread" and self.persistent_workers is not None:
+            yield "persistent_workers: has no effect on threads; remove it"

@@ -1,12 +1,11 @@
 """From a source to the device: the loader, and the copies that run ahead of the step."""
 
-import gc
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,66 +14,56 @@ from ...profiling.spans import Span
 from ...strategies.base import Batch
 from ..loop import StepData
 from .config import LoaderConfig
+from .copies import CopyClock
+from .loader_meter import LoaderMeter
 from .order import Share
 from .source import Source
+from .stages import Made, make
+from .workers import by_processes, by_threads, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _pinned(tensor: "Tensor") -> "Tensor":
     return tensor.pin_memory()
 
 
-def _as_a_worker(worker: int) -> None:
-    """Undo what a forked worker has from its rank: the rank stops after a whole step, a worker when it is told to.
+def host_batches(
+    source: Source,
+    share: Share,
+    loader: LoaderConfig,
+    *,
+    first_step: int,
+    pin: bool,
+    meter: LoaderMeter | None = None,
+) -> Iterator[Batch]:
+    """The rank's microbatches on the host, from `first_step` on, without end; `meter` is told how each was made.
 
-    The loaders' `generator` has the same reason: drawing a seed from torch's own would move the rank's random state.
+    Without workers the source is read in this process; with workers by them, in the same order.
+    Raises: DataError for a sample that cannot be had.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.enable()
+    order = share.microbatches(first_step)
+    if loader.num_workers and loader.worker_kind == "process":
+        made = map(opened, by_processes(source, _Indices(share, first_step), loader, seed=share.seed, pin=pin))
+        return _told(made, meter)
+    if loader.num_workers:
+        batches = _told(by_threads(source, (indices.tolist() for indices in order), loader), meter)
+    else:
+        batches = map(source.__getitems__, order) if meter is None else _told(map(partial(make, source), order), meter)
+    return (batch.map(_pinned) for batch in batches) if pin else batches
 
 
-class _Batches(torch.utils.data.Dataset[Batch]):
-    """A source whose items are whole microbatches: an index is the list of sample indices."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __getitem__(self, indices: Sequence[int]) -> Batch:
-        return self.source.__getitems__(indices)
-
-
-def host_batches(source: Source, share: Share, loader: LoaderConfig, *, first_step: int, pin: bool) -> Iterator[Batch]:
-    """The rank's microbatches on the host, from `first_step` on, without end.
-
-    Without workers the source is read in this process; with workers through torch's DataLoader, in the same order.
-    """
-    if loader.num_workers == 0:
-        batches = map(source.__getitems__, share.microbatches(first_step))
-        return (batch.map(_pinned) for batch in batches) if pin else batches
-    return iter(_with_workers(source, _Indices(share, first_step), loader, seed=share.seed, pin=pin))
-
-
-def _with_workers(source: Source, order: Iterable[list[int]], loader: LoaderConfig, *, seed: int, pin: bool) -> Any:
-    """A DataLoader over the microbatches that `order` lists."""
-    return torch.utils.data.DataLoader(
-        _Batches(source),
-        batch_size=None,
-        sampler=cast(Any, order),
-        num_workers=loader.num_workers,
-        prefetch_factor=loader.prefetch_factor or 2,
-        persistent_workers=loader.persistent_workers is not False,
-        pin_memory=pin,
-        collate_fn=_as_is,
-        worker_init_fn=_as_a_worker,
-        generator=torch.Generator().manual_seed(seed),
-    )
+def _told(made: Iterator[Made], meter: LoaderMeter | None) -> Iterator[Batch]:
+    """The microbatches, the meter told of each."""
+    meter = meter or LoaderMeter()
+    while True:
+        meter.asked()
+        each = next(made, None)
+        if each is None:
+            return
+        meter.received(each.making)
+        yield each.batch
 
 
 @dataclass(frozen=True)
@@ -89,6 +78,14 @@ class _Indices:
 
     def __iter__(self) -> Iterator[list[int]]:
         return (indices.tolist() for indices in self.share.microbatches(self.first_step))
+
+
+class _Ahead(NamedTuple):
+    """A step's microbatches whose copies were started."""
+
+    copies: Sequence[Batch]
+    num_tokens: "float | Tensor"
+    ready: "torch.cuda.Event"
 
 
 @dataclass(kw_only=True)
@@ -107,10 +104,16 @@ class DeviceFeed:
     on_device: bool = False
     non_blocking: bool = True
     prefetch: bool = False
+    finish: "Callable[[Batch], Batch] | None" = None
+    """What the source has left to do where the model is."""
     waited_s: float = 0.0
     """Time blocked in `wait` since the beginning, seconds."""
+    copies: CopyClock = field(default_factory=CopyClock)
+    began_s: float | None = field(default=None, init=False)
+    """When the second step's data was asked for: the first also waits for the workers to start."""
+    first_wait_s: float = field(default=0.0, init=False)
     _stays: bool = field(default=False, init=False)
-    _ahead: "tuple[Sequence[Batch], float | Tensor, torch.cuda.Event] | None" = field(default=None, init=False)
+    _ahead: "_Ahead | None" = field(default=None, init=False)
     _stream: "torch.cuda.Stream | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -128,16 +131,23 @@ class DeviceFeed:
     def to_device(self, microbatches: Sequence[Batch]) -> StepData:
         """Copies of the microbatches on the device; waits for copies that were started earlier."""
         if self._stays:
-            return StepData(microbatches, self.count_tokens(microbatches))
+            return self._finished(microbatches, self.count_tokens(microbatches))
         if self._stream is None:
-            return StepData([self._copy(batch) for batch in microbatches], self.count_tokens(microbatches))
-        copies, num_tokens, ready = self._ahead or self._start_copies(microbatches)
+            start = self.copies.start()
+            copied = [self._copy(batch) for batch in microbatches]
+            self.copies.used(self.copies.stop(start), ahead=False)
+            return self._finished(copied, self.count_tokens(microbatches))
+        ahead = self._ahead or self._start_copies(microbatches)
         stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(ready)
-        for batch in copies:
+        self.copies.used(ahead.ready, ahead=self._ahead is not None)
+        stream.wait_event(ahead.ready)
+        for batch in ahead.copies:
             batch.map(lambda tensor: _used_on(stream, tensor))  # made on the copy stream, used on this one
         self._ahead = None
-        return StepData(copies, num_tokens)
+        return self._finished(ahead.copies, ahead.num_tokens)
+
+    def _finished(self, microbatches: Sequence[Batch], num_tokens: "float | Tensor") -> StepData:
+        return StepData([self.finish(batch) for batch in microbatches] if self.finish else microbatches, num_tokens)
 
     def run_ahead(self, mark: Marker) -> None:
         """Fetch the next step's batch and start its copies; called when this step's kernels are queued."""
@@ -149,6 +159,8 @@ class DeviceFeed:
 
     def _next(self) -> Sequence[Batch]:
         start = time.perf_counter()
+        if self.began_s is None and self.waited_s:
+            self.began_s, self.first_wait_s = start, self.waited_s
         microbatches = list(islice(self.batches, self.num_microbatches))
         self.waited_s += time.perf_counter() - start
         return microbatches
@@ -156,15 +168,13 @@ class DeviceFeed:
     def _copy(self, batch: Batch) -> Batch:
         return batch.map(lambda tensor: tensor.to(self.device, non_blocking=self.non_blocking))
 
-    def _start_copies(
-        self, microbatches: Sequence[Batch]
-    ) -> "tuple[Sequence[Batch], float | Tensor, torch.cuda.Event]":
+    def _start_copies(self, microbatches: Sequence[Batch]) -> "_Ahead":
         num_tokens = self.count_tokens(microbatches)
         with torch.cuda.stream(self._stream):
+            start = self.copies.start()
             copies = [self._copy(batch) for batch in microbatches]
-            ready = torch.cuda.Event()
-            ready.record()
-        return copies, num_tokens, ready
+            ready = self.copies.stop(start)
+        return _Ahead(copies, num_tokens, ready)
 
 
 def _used_on(stream: "torch.cuda.Stream", tensor: "Tensor") -> "Tensor":
@@ -190,19 +200,35 @@ def token_counter(
     return count
 
 
+def finisher(source: Source) -> "Callable[[Batch], Batch] | None":
+    """What a source leaves to be done where the model is, if anything: numbers from bytes, say."""
+    return getattr(source, "finish", None)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 def held_out_batches(
     source: Source, share: Share, loader: LoaderConfig, device: torch.device
 ) -> Callable[[], Iterator[Batch]]:
     """Function that starts over: this rank's microbatches of the first step of `share`, on the device."""
     order = [indices.tolist() for indices in islice(share.microbatches(0), share.num_microbatches)]
-    batches = _with_workers(source, order, loader, seed=share.seed, pin=False) if loader.num_workers else None
+    processes = loader.num_workers and loader.worker_kind == "process"
+    batches = by_processes(source, order, loader, seed=share.seed, pin=False) if processes else None
+    finish = finisher(source) or _as_it_is
 
     def to_device(tensor: "Tensor") -> "Tensor":
         return tensor.to(device)
 
     def start() -> Iterator[Batch]:
-        host = map(source.__getitems__, order) if batches is None else iter(batches)
+        if batches is not None:
+            host = _told(map(opened, batches), None)
+        elif loader.num_workers:
+            host = _told(by_threads(source, order, loader), None)
+        else:
+            host = map(source.__getitems__, order)
         for batch in host:
-            yield batch.map(to_device)
+            yield finish(batch.map(to_device))
 
     return start

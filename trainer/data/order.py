@@ -27,6 +27,8 @@ class Share:
     rank: int
     num_ranks: int
     seed: int
+    by_epoch: bool = False
+    """Sample s of epoch e has the index s + e * num_samples: for sources that make another sample of it each time."""
 
     @property
     def samples_per_step(self) -> int:
@@ -48,6 +50,7 @@ class Share:
                     if sample // self.num_samples != epoch:
                         epoch = sample // self.num_samples
                         order = permutation(self.num_samples, self.seed, epoch)
+                        order = order + epoch * self.num_samples if self.by_epoch else order
                     at = sample % self.num_samples
                     parts.append(order[at : at + end - sample])
                     sample += len(parts[-1])

@@ -125,7 +125,7 @@ def _collected(indexes: Sequence[ShardIndex], config: ShardsConfig, held: bool |
     import numpy as np
 
     keys, missing = list[str](), list[str]()
-    shard, image, label = list[Array](), list[Array](), list[Array]()
+    shard, image, label = list["Array"](), list["Array"](), list["Array"]()
     for number, index in enumerate(indexes):
         if index.damage:
             missing.append(f"{index.path}: {index.damage}")

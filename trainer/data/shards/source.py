@@ -42,6 +42,7 @@ class ImageShards:
         self.seed = seed
         self.random = random
         self.all_valid = config.on_error == "stop"
+        self.max_skipped = None if self.all_valid else config.max_skipped
         self.fingerprint = _fingerprint(config, samples)
         self._files = _OpenFiles()
         self._factors: tuple[Tensor, Tensor] | None = None

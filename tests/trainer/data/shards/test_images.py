@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from image_shards import picture
+from image_shards import picture, smooth
 from PIL import Image
 
 from stepladder.trainer.data.shards.images import (
@@ -15,16 +15,6 @@ from stepladder.trainer.data.shards.images import (
     random_view,
     uniform_numbers,
 )
-
-
-def smooth(width: int, height: int, format: str, mode: str = "RGB") -> bytes:
-    """A colour gradient: where it was cropped and mirrored can be read off."""
-    pixels = np.zeros((height, width, 3), dtype=np.uint8)
-    pixels[..., 0] = np.linspace(0, 255, width)[None, :]
-    pixels[..., 1] = np.linspace(0, 255, height)[:, None]
-    out = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(out, format, **({"quality": 98} if format == "JPEG" else {}))
-    return out.getvalue()
 
 
 def seen(raw: bytes, size: int, **how: object) -> np.ndarray:
