@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..profiling.trace.spelling import printable
 from ..strategies.errors import PluginError
-from . import climb_command, compare_command, place_command, topo_command, trace_command
+from . import climb_command, compare_command, data_command, place_command, topo_command, trace_command
 from .engines import job
 from .errors import ExitCode, RecipeError, UsageError
 
@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_measuring(commands)
 
+    data = commands.add_parser("data", help="pack text into token files, look at what a recipe trains on")
+    data_command.add_arguments(data)
+    data.set_defaults(command=data_command.run)
+
     topo = commands.add_parser("topo", help="how this machine's GPUs are connected, what is slow, what is odd")
     topo_command.add_arguments(topo)
     topo.set_defaults(command=topo_command.run)
@@ -124,6 +128,7 @@ def _run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--no-affinity", action="store_true", help="leave ranks on all CPUs, whatever their seats")
     run.add_argument("--witness", type=Path, help=argparse.SUPPRESS)  # exact numbers, for the guard of `compare`
     run.add_argument("--backwards", action="store_true", help=argparse.SUPPRESS)
+    run.add_argument("--same-batch", action="store_true", help=argparse.SUPPRESS)  # the step alone, for `data bench`
     job.add_arguments(run)
 
 
@@ -152,6 +157,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         step_times=options.step_times,
         witness=options.witness,
         backwards=options.backwards,
+        same_batch=options.same_batch,
     )
     instruments.check()
     for said in ("resume", "requeue"):

@@ -40,19 +40,31 @@ def cache_folder() -> Path:
     return Path(given) if given else base / "stepladder"
 
 
-def stdlib_documents() -> Iterator[Document]:
+def stdlib_root() -> Path:
+    """Where this Python keeps its standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def stdlib_names() -> Iterator[str]:
     """Every module of the standard library, in the order of its path; no site-packages, no caches."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = stdlib_root()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
         if (
             not name.startswith(("site-packages/", "dist-packages/", "lib2to3/tests/data/"))
             and "/__pycache__/" not in name
         ):
-            try:
-                yield Document(name, path.read_bytes())
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror}); repair the Python installation") from error
+            yield name
+
+
+def stdlib_documents() -> Iterator[Document]:
+    """Their text."""
+    for name in stdlib_names():
+        path = stdlib_root() / name
+        try:
+            yield Document(name, path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); repair the Python installation") from error
 
 
 def files_documents(corpus: FilesCorpus) -> Iterator[Document]:
@@ -76,7 +88,7 @@ def files_documents(corpus: FilesCorpus) -> Iterator[Document]:
                     f"name a column of strings"
                 )
             raw = text.encode()
-            yield Document(hashlib.sha256(raw).hexdigest(), raw)
+            yield Document(name_of_text(raw), raw)
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds for a damaged file; each means the same to a user
@@ -84,6 +96,11 @@ def files_documents(corpus: FilesCorpus) -> Iterator[Document]:
         raise DataError(
             f"data.files.paths = {list(corpus.paths)}: not readable as {corpus.format} ({first_line})"
         ) from error
+
+
+def name_of_text(text: str | bytes) -> str:
+    """What a document without a name is called: a hash of its text."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
 
 
 def is_held_out(name: str, part: float) -> bool:
