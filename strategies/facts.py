@@ -125,3 +125,8 @@ class Facts:
     """What the model itself does, given the model, when the optimizer has moved the weights."""
     report: "Callable[[nn.Module, SumOverRanks], list[str]] | None" = None
     """What the model has to say when the run is over; every rank calls it."""
+
+    @property
+    def one_unit(self) -> str:
+        """What rates are told of, with its article: a token, an image."""
+        return f"{'an' if self.unit[0] in 'aeiou' else 'a'} {self.unit}"

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class ModelTable(Protocol):
-    """A recipe's table of a model."""
+    """A recipe's table of a model.
+
+    One that keeps documents apart if it is called with inputs, positions and documents says so: `takes_documents`.
+    """
 
     @property
     def takes(self) -> Gives:

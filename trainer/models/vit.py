@@ -97,7 +97,7 @@ class VisionTransformer(nn.Module):
         self.head = Head(config.dim, config.num_classes)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """[B, c, H, W] images -> [B, C] logits; a stage of a pipeline takes or returns [B, T, D]. No positions."""
+        """[B, c, H, W] images -> [B, C] logits. Positions are learned, so none are taken."""
         x = self.embedding(x)
         for layer in self.layers:
             x = layer(x)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ...strategies.facts import Cuts, Facts, Slicing
+from ...strategies.facts import Facts, Slicing
 from ...strategies.limits import PositiveFloat, PositiveInt
 from ..data.wanted import Gives
 
@@ -100,7 +100,6 @@ class VisionTransformerConfig:
             },
             linears=self._linears(blocks),
             precise=("embedding", "head"),
-            cuts=self._cuts(),
         )
 
     def _linears(self, blocks: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -109,18 +108,6 @@ class VisionTransformerConfig:
         found = {f"{block}.{name}": size for block in blocks for name, size in of_block.items()}
         outside = {"embedding": (self.patch_features, self.dim), "head": (self.dim, self.num_classes)}
         return found | outside
-
-    def _cuts(self) -> Cuts:
-        """Forward FLOPs a position: 2 for each weight that multiplies, and 4 T D for the attention."""
-        block = 2.0 * self._block_products() + 4.0 * self.num_patches * self.dim
-        return Cuts(
-            before=("embedding",),
-            after=("norm", "head"),
-            block_costs=(block,) * self.num_layers,
-            before_cost=2.0 * self.patch_features * self.dim,
-            after_cost=2.0 * self.dim * self.num_classes / self.num_patches,
-            width=self.dim,
-        )
 
     def build(self) -> "VisionTransformer":
         """The module, with weights as `torch.nn` makes them; build it on the meta device."""
