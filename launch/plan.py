@@ -56,6 +56,7 @@ class Plan:
             microbatch_size=self.recipe.batch.microbatch_size,
             capability=self.capability,
             deterministic=self.recipe.run.deterministic,
+            documents=getattr(self.recipe.data.chosen, "documents", False) or None,
         )
 
     def environment(self) -> dict[str, tuple[str, str]]:
@@ -72,7 +73,7 @@ class Plan:
         names = " > ".join(name for name, _ in active(self.recipe.strategies))
         return [
             f"model       {self.facts.num_parameters / 1e6:,.1f} M parameters, "
-            f"{self.facts.flops_per_token / 1e9:,.3g} GFLOP {'an' if unit == 'image' else 'a'} {unit}",
+            f"{self.facts.flops_per_token / 1e9:,.3g} GFLOP {self.facts.one_unit}",
             f"ranks       {self.num_ranks} x {self.device_type} ({axes})",
             f"strategies  {names}",
             f"batch       microbatch {batch.microbatch_size} x accumulation {micro} x data ranks {self.num_data_ranks} "
@@ -175,6 +176,11 @@ def _batch_problems(plan: Plan) -> Iterator[str]:
     elif 0 < model.vocab_size < data.num_ids:
         what = "the data are bytes, 256 ids" if data.num_ids == 256 else f"the data have {data.num_ids:,} ids"
         yield f"model.{name}.vocab_size = {model.vocab_size}: {what}; use at least {data.num_ids}"
+    if getattr(data, "documents", False) and not getattr(model, "takes_documents", False):
+        yield (
+            f"data.{source}.packing: puts several documents into a sample, and model.{name} cannot keep them apart; "
+            f"use 'split'"
+        )
 
 
 def _image_problems(recipe: Recipe) -> Iterator[str]:

@@ -216,7 +216,7 @@ class Session:
         """Function that evaluates after so many steps."""
         from ..trainer.data.feed import held_out_batches
 
-        recipe = self.plan.recipe
+        recipe, facts = self.plan.recipe, self.plan.facts
         assert recipe.evaluation is not None, "called only with an evaluation"
         source = self._source("held_out")
         # The share of a single step with that many microbatches: always the same samples, none of them twice.
@@ -228,7 +228,8 @@ class Session:
             loss, num_tokens = evaluate(program, batches(), self._sum_of_losses_and_tokens)
             if self.ranks.rank == 0:
                 metrics.write(EvaluationRecord(step=step, held_out_loss=loss, num_tokens=num_tokens))
-                console.say(f"step {step}  held-out loss {loss:.4f} nats a token, {num_tokens:,} tokens")
+                told = f"{loss:.4f} nats {facts.one_unit}, {num_tokens:,} {facts.unit}s"
+                console.say(f"step {step}  held-out loss {told}")
 
         return evaluate_after
 
