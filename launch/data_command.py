@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ..trainer.data.pack.documents import Format
+from . import shards_command
 from .errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE", help="change a recipe's key"
     )
     inspect.set_defaults(action=_inspect)
+    shards_command.add_arguments(actions)
 
 
 def _pack_arguments(pack: argparse.ArgumentParser) -> None:
