@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..trainer.data.errors import DataError
 from .data_command import counts
@@ -58,6 +58,8 @@ def of_recipe(name: str, overrides: Sequence[str], num_samples: int) -> Iterator
         device=torch.device("cpu"),
     )
     yield f"source      data.{recipe.data.name}: {len(source):,} samples, fingerprint {source.fingerprint}"
+    if hasattr(source, "describe"):
+        yield f"samples     {cast(Any, source).describe()}"
     for number in _spread(num_samples, len(source)):
         batch = source.__getitems__([number])
         valid = int((batch.labels != -100).sum())

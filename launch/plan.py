@@ -8,6 +8,7 @@ from ..strategies import active
 from ..strategies.base import DeviceType, Facts, Run
 from ..strategies.check import environment, owned_axes, owners, problems
 from ..strategies.mesh import Axis, data_ranks, resolve_degrees
+from ..trainer.own_file import OwnFileError
 from . import devices
 from .errors import UsageError
 from .schema import Recipe
@@ -71,9 +72,10 @@ class Plan:
             made += f"; x {batch.sequence_length} tokens = {self.tokens_per_step:,} tokens"
         axes = ", ".join(f"{axis} {degree}" for axis, degree in self.degrees.items() if degree > 1) or "no axis"
         names = " > ".join(name for name, _ in active(self.recipe.strategies))
+        known = self.facts.flops_per_token / 1e9
+        flops = f", {known:,.3g} GFLOP {self.facts.one_unit}" if known else ""
         return [
-            f"model       {self.facts.num_parameters / 1e6:,.1f} M parameters, "
-            f"{self.facts.flops_per_token / 1e9:,.3g} GFLOP {self.facts.one_unit}",
+            f"model       {self.facts.num_parameters / 1e6:,.1f} M parameters{flops}",
             f"ranks       {self.num_ranks} x {self.device_type} ({axes})",
             f"strategies  {names}",
             f"batch       microbatch {batch.microbatch_size} x accumulation {micro} x data ranks {self.num_data_ranks} "
@@ -108,7 +110,7 @@ def make_plan(
         device_type=device_type,
         num_ranks=ranks,
         degrees=degrees,
-        facts=recipe.model.chosen.facts(recipe.batch.sequence_length),
+        facts=_facts(recipe),
         capability=capability if device_type == "cuda" else None,
     )
     found += problems(recipe.strategies, plan.run())
@@ -123,6 +125,14 @@ def make_plan(
     if found:
         raise UsageError(*found)
     return plan
+
+
+def _facts(recipe: Recipe) -> Facts:
+    """What the model says of itself. Raises: UsageError if it comes from a file of the user's that fails."""
+    try:
+        return recipe.model.chosen.facts(recipe.batch.sequence_length)
+    except OwnFileError as error:
+        raise UsageError(str(error)) from error
 
 
 def plan_here(recipe: Recipe, *, num_ranks: int | None = None, started: bool = False) -> Plan:
@@ -169,7 +179,7 @@ def _batch_problems(plan: Plan) -> Iterator[str]:
         )
     model, data = recipe.model.chosen, recipe.data.chosen
     name, source = recipe.model.name, recipe.data.name
-    if model.takes != data.gives:
+    if model.takes != data.gives and model.takes != "anything":
         yield f"data.{source}: gives {data.gives}, but model.{name} takes {model.takes}; change one of the two"
     elif data.gives == "images":
         yield from _image_problems(recipe)

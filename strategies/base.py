@@ -54,7 +54,7 @@ class Batch(NamedTuple):
     labels: "Tensor"
     """What counts in the loss, -100 where nothing does: [B, T] next-token ids, [B] classes."""
     positions: "Tensor | None" = None
-    """[T] positions in the sequence; None for 0 .. T-1."""
+    """[T] positions in the sequence, or [B, T] where each document has its own; None for 0 .. T-1."""
     documents: "Tensor | None" = None
     """[B, T] number of the document that a position belongs to: attention does not look into another one. None where
     every sequence is a whole."""
@@ -228,6 +228,8 @@ class Run:
     capability: tuple[int, int] | None = None
     """Compute capability of the GPUs, (9, 0) for an H100; None if there are none or they cannot be asked."""
     deterministic: bool = False
+    documents: bool | None = None
+    """True if samples hold several documents, which attention must keep apart."""
     mesh: "DeviceMesh | None" = None
     device: "torch.device | None" = None
 

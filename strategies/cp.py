@@ -42,7 +42,13 @@ class ContextParallel:
     """Ring: the next keys and values travel while these are used; false waits first (for an A/B of the overlap)."""
 
     changes: ClassVar[MayChange] = MayChange(switch=Changes.REDUCTION_ORDER, keys={"overlap": Changes.NOTHING})
-    conflicts: ClassVar[tuple[Refusal, ...]] = ()
+    conflicts: ClassVar[tuple[Refusal, ...]] = (
+        Refusal(
+            beside="data documents",
+            why="keys and values travel between ranks without saying which document they belong to",
+            instead="use packing = 'split', which lets attention see across documents",
+        ),
+    )
 
     @property
     def owns(self) -> frozenset[Owns]:

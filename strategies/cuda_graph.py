@@ -72,6 +72,11 @@ class CudaGraph:
             for axis in ("dp_replicate", "dp_shard", "cp", "tp")
         ),
         Refusal(
+            beside="data documents",
+            why="the mask of a batch's documents is laid out anew in every step",
+            instead="use packing = 'split', which lets attention see across documents",
+        ),
+        Refusal(
             beside="mesh.ep",
             why="the host waits for the number of rows that each rank gets",
             instead=_ONE_GPU,

@@ -71,6 +71,11 @@ class PipelineParallel:
             why="a compiled block computes the gradients of inputs and weights in one piece (pytorch #161904)",
             instead="use schedule = 'interleaved_1f1b', or remove strategies.compile",
         ),
+        Refusal(
+            beside="data documents",
+            why="stages hand on hidden states, and not which document they belong to",
+            instead="use packing = 'split', which lets attention see across documents",
+        ),
     )
 
     @property

@@ -15,8 +15,8 @@ class Refusal:
     """One combination that a strategy refuses, the reason, and the nearest configuration that works."""
 
     beside: str
-    """Name of another strategy (`fsdp2`), a mesh axis longer than 1 (`mesh.tp`), a device (`device cpu`), or what a
-    model may have (`model experts`)."""
+    """Name of another strategy (`fsdp2`), a mesh axis longer than 1 (`mesh.tp`), a device (`device cpu`), what a
+    model may have (`model experts`), or samples (`data documents`)."""
     why: str
     instead: str
     """What to do, as an imperative."""
@@ -34,12 +34,15 @@ class Refusal:
             present = run.device_type == name.removeprefix("device ")
         elif name.startswith("model "):
             present = getattr(run.facts, name.removeprefix("model ")) is not None
+        elif name.startswith("data "):
+            present = getattr(run, name.removeprefix("data ")) is not None
         else:
             present = name in run.active
         return present and self.holds(strategy, run)
 
     def sentence(self) -> str:
         """What `check` prints, to be continued from the strategy's path."""
-        other = self.beside if self.beside.startswith(("mesh.", "device ", "model ")) else f"strategies.{self.beside}"
+        strategy = not self.beside.startswith(("mesh.", "device ", "model ", "data "))
+        other = f"strategies.{self.beside}" if strategy else self.beside
         where = f"{self.setting}: " if self.setting else ""
         return f"{where}cannot work beside {other}: {self.why}; {self.instead}"

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from ...strategies.limits import Above, Below, Count, PositiveInt
 from .shards.config import ShardsConfig
+from .module_config import ModuleData
 from .synthetic_images import SyntheticImages
+from .token_tables import TokensFolder
 from .wanted import DataTable, Gives, Need, Say, Wanted
 
 if TYPE_CHECKING:
@@ -115,10 +117,14 @@ class DataConfig:
     """Python's standard library."""
     files: FilesCorpus | None = None
     """Local files."""
+    tokens: TokensFolder | None = None
+    """Text that `stepladder data pack` has tokenised."""
     synthetic: SyntheticTokens | None = None
     """Random tokens."""
     synthetic_images: SyntheticImages | None = None
     """Random images."""
+    module: ModuleData | None = None
+    """A dataset of your own."""
     shards: ShardsConfig | None = None
     """Images in tar shards (WebDataset)."""
 

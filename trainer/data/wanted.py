@@ -40,7 +40,10 @@ class Wanted:
 
 
 class DataTable(Protocol):
-    """A recipe's table of a source."""
+    """A recipe's table of a source.
+
+    One whose samples hold several documents, which attention must keep apart, says so: `documents` is true.
+    """
 
     @property
     def gives(self) -> Gives:

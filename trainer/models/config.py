@@ -47,6 +47,7 @@ class DecoderConfig:
     """Experts in place of the dense feed-forward, in some layers or all."""
 
     takes: ClassVar[Gives] = "tokens"
+    takes_documents: ClassVar[bool] = True
 
     @property
     def kv_heads(self) -> int:

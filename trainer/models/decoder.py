@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...strategies.base import Batch
 from .config import DecoderConfig
+from .documents import Mask, attention_inside, documents_mask
 from .feedforward import SwiGLU
 from .moe import MixtureOfExperts
 from .moe_config import MoEConfig
@@ -24,14 +25,16 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x_BTD, self.weight.shape, self.weight.to(x_BTD.dtype), self.eps)
 
 
-def rotary_angles(positions_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles, [T, K/2] each, float32.
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angles of positions [T] or [B, T]: [T, K/2] or [B, 1, T, K/2] each, float32.
 
     Computed in every forward pass from the positions: nothing to keep, nothing to cast, and a strategy that shards the
     sequence only has to shard the positions. Source: Su et al. 2021, arXiv:2104.09864.
     """
-    exponents = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32) / head_dim
-    angles = positions_T.float()[:, None] * theta**-exponents
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions.float()[..., None] * theta**-exponents
+    if positions.ndim == 2:
+        angles = angles.unsqueeze(1)
     return angles.cos(), angles.sin()
 
 
@@ -44,8 +47,10 @@ def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class CausalAttention(nn.Module):
     """Attention of each position to itself and those before it; without parameters, so that it can be replaced."""
 
-    def forward(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+    def forward(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask | None = None) -> Tensor:
         """[B, H, T, K], with G key and value heads, each for H/G query heads -> [B, H, T, K]."""
+        if mask is not None:
+            return attention_inside(q_BHTK, k_BGTK, v_BGTK, mask)
         groups = q_BHTK.shape[1] // k_BGTK.shape[1]
         if groups > 1:
             # Expanded here rather than by enable_gqa, which has no fused kernel on the CPU, nor in float32 on CUDA.
@@ -65,14 +70,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
         self.core = CausalAttention()
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]; the number of heads follows from the weights, of which a rank may hold a part."""
         b, t, _ = x_BTD.shape
         q = self.query(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
         k = self.key(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
         v = self.value(x_BTD).view(b, t, -1, self.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out_BHTK = self.core(q, k, v)
+        out_BHTK = self.core(q, k, v) if mask is None else self.core(q, k, v, mask)
         return self.out(out_BHTK.transpose(1, 2).reshape(b, t, -1))
 
 
@@ -86,9 +91,9 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn = SwiGLU(config.dim, config.ffn_dim) if moe is None else MixtureOfExperts(moe, config.dim)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Mask | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos, sin)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos, sin, mask)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
 
@@ -106,18 +111,19 @@ class Decoder(nn.Module):
         # Kept as a module only when it has weights of its own, so that no name stands for two tensors.
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
 
-    def forward(self, x: Tensor, positions_T: Tensor | None = None) -> Tensor:
-        """[B, T] ids -> [B, T, V] logits; `positions_T` defaults to 0 .. T-1.
+    def forward(self, x: Tensor, positions: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
+        """[B, T] ids -> [B, T, V] logits; `positions` [T] or [B, T] default to 0 .. T-1, for one document.
 
         A pipeline puts modules that hand on what they get in the places of those that another rank has; so a later
         stage takes, and an earlier one returns, [B, T, D].
         """
-        if positions_T is None:
-            positions_T = torch.arange(x.shape[1], device=x.device)
-        cos, sin = rotary_angles(positions_T, self.config.head_dim, self.config.rope_theta)
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        mask = None if documents_BT is None else documents_mask(documents_BT, self.config.head_dim)
+        cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         x_BTD = self.embedding(x)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos, sin)
+            x_BTD = layer(x_BTD, cos, sin) if mask is None else layer(x_BTD, cos, sin, mask)
         x_BTD = self.norm(x_BTD)
         return F.linear(x_BTD, self.embedding.weight) if self.head is None else self.head(x_BTD)
 
