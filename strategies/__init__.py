@@ -26,6 +26,7 @@ from .matmul_precision import MatmulPrecision
 from .nccl import NCCL
 from .optimizer_in_backward import OptimizerInBackward
 from .pp import PipelineParallel
+from .qat import QuantizationAware
 from .schedule import Schedule
 from .tp import TensorParallel
 
@@ -40,6 +41,7 @@ class Strategies:
     nccl: NCCL | None = None
     pp: PipelineParallel | None = None  # first: what follows sees only the stages of this rank
     fp8: FP8 | None = None  # before anything slices, shards or wraps the layers
+    qat: QuantizationAware | None = None  # as fp8
     tp: TensorParallel | None = None
     chunked_loss: ChunkedLoss | None = None  # after tp: the head's weight may be sliced
     cp: ContextParallel | None = None
