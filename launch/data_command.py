@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ..trainer.data.pack.documents import Format
-from . import shards_command
+from . import data_bench, shards_command
 from .errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     inspect.set_defaults(action=_inspect)
     shards_command.add_arguments(actions)
+    data_bench.add_arguments(actions)
 
 
 def _pack_arguments(pack: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ _WORTH_A_WORKER_MS = 0.5  # less than this is made sooner than it has come throu
 
 
 def settings(*, num_workers: int, kind: str = "process", prefetch: int | None = None) -> str:
-    """Settings of the loader as one line of a recipe."""
+    """Settings of the loader as one line of a recipe: `loader = { num_workers = 2 }`."""
     keys = [f"num_workers = {num_workers}"]
     if num_workers and kind != "process":
         keys.append(f'worker_kind = "{kind}"')
