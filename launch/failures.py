@@ -3,6 +3,7 @@
 import re
 
 from ..trainer.data.errors import DataError
+from ..trainer.own_file import OwnFileError, told
 
 _NO_MEMORY = ("alloc_cpu.cpp", "DefaultCPUAllocator", "CUDA out of memory", "HIP out of memory")
 
@@ -14,7 +15,7 @@ def explained(error: BaseException) -> str | None:
         return _memory(said)
     if isinstance(error, RuntimeError) and any(sign in said for sign in _NO_MEMORY):
         return _memory(said)
-    if isinstance(error, DataError):
+    if isinstance(error, DataError | OwnFileError):
         return said
     if isinstance(error, RuntimeError) and (
         lost := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", said)
@@ -25,7 +26,7 @@ def explained(error: BaseException) -> str | None:
         )
     if "InvalidCxxCompiler" in f"{type(error).__name__} {said}":
         return "strategies.compile: torch finds no working C++ compiler; install one or set CXX, or remove it"
-    return None
+    return told(error)  # where it arose in a file of the user's own
 
 
 def _memory(said: str) -> str:

@@ -187,7 +187,7 @@ class Session:
             first_step=first_step,
             tokens_per_step=self.plan.tokens_per_step,
             flops_per_token=self.plan.facts.flops_per_token,
-            peak=peak_flops(name),
+            peak=peak_flops(name) if self.plan.facts.flops_per_token else None,
             num_ranks=self.ranks.num_ranks,
             device=self.device,
             reduce=sum_over_ranks(self.ranks),
@@ -217,6 +217,7 @@ class Session:
         from ..trainer.data.feed import held_out_batches
 
         recipe, facts = self.plan.recipe, self.plan.facts
+        named = facts.unit != "sample"  # what the loss of a user's own model is, only the user knows
         assert recipe.evaluation is not None, "called only with an evaluation"
         source = self._source("held_out")
         # The share of a single step with that many microbatches: always the same samples, none of them twice.
@@ -228,7 +229,7 @@ class Session:
             loss, num_tokens = evaluate(program, batches(), self._sum_of_losses_and_tokens)
             if self.ranks.rank == 0:
                 metrics.write(EvaluationRecord(step=step, held_out_loss=loss, num_tokens=num_tokens))
-                told = f"{loss:.4f} nats {facts.one_unit}, {num_tokens:,} {facts.unit}s"
+                told = f"{loss:.4f} {'nats ' * named}{facts.one_unit}, {num_tokens:,} {facts.unit}s"
                 console.say(f"step {step}  held-out loss {told}")
 
         return evaluate_after
@@ -243,6 +244,7 @@ class Session:
             rank=self.ranks.rank,
             num_ranks=self.ranks.num_ranks,
             agree=lambda problem: agree(self.ranks, problem),
+            position=lambda step: self._share(source, recipe.num_microbatches).position(step, source.fingerprint),
             identity={
                 "seed": recipe.run.seed,
                 "data": source.fingerprint,

@@ -25,13 +25,15 @@ def seed_of(seed: int, name: str) -> int:
 def materialise(program: Program, run: Run) -> None:
     """Give every parameter that is still on the meta device storage and its first value; in place.
 
-    Does nothing to a model that was made whole. Raises: ValueError if there are meta buffers or no initialiser.
+    A model that was made whole is brought to the device, but for what is sharded, which is where it belongs.
+    Raises: ValueError if there are meta buffers or no initialiser.
     """
     import torch
 
     model = program.model
     assert run.device is not None, "weights need a device"
     if not any(parameter.is_meta for parameter in model.parameters()):
+        _bring(model, run.device)
         return
     if program.facts.initialise is None:
         raise ValueError("the model is on the meta device, but its Facts name no initialiser")
@@ -49,6 +51,15 @@ def materialise(program: Program, run: Run) -> None:
             whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=run.device)
             program.facts.initialise(canonical(name), whole, generator.manual_seed(seed_of(run.seed, canonical(name))))
             _keep(parameter, whole)
+
+
+def _bring(model: "torch.nn.Module", device: "torch.device") -> None:
+    """Move what lies elsewhere to the device, in place, so that tied tensors stay tied."""
+    from torch.distributed.tensor import DTensor
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type != device.type and not isinstance(tensor, DTensor):
+            tensor.data = tensor.data.to(device)
 
 
 def _give_storage(model: "torch.nn.Module", device: "torch.device") -> None:
@@ -85,4 +96,13 @@ def build_on_meta(make: Any) -> Any:
     import torch
 
     with torch.device("meta"):
+        return make()
+
+
+def build_whole(make: Any, seed: int) -> Any:
+    """What `make()` builds, with weights on the host that depend on the seed alone."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "model"))
         return make()

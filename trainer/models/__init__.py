@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from .config import DecoderConfig
+from .module_config import ModuleConfig
 from .resnet_config import ResNetConfig
 from .table import ModelTable
 from .vit_config import VisionTransformerConfig
 
-__all__ = ["DecoderConfig", "ModelConfig", "ModelTable", "ResNetConfig", "VisionTransformerConfig"]
+__all__ = ["DecoderConfig", "ModelConfig", "ModelTable", "ModuleConfig", "ResNetConfig", "VisionTransformerConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class ModelConfig:
     """A vision transformer."""
     resnet: ResNetConfig | None = None
     """A residual network."""
+    module: ModuleConfig | None = None
+    """A module of your own."""
 
     @property
     def name(self) -> str:
