@@ -335,7 +335,6 @@ FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "other data": (lambda s: s["identity"].update(data="e"), "was trained with data = e, but the recipe says d"),
     "another batch": (lambda s: s["identity"].update(tokens_per_step=1), "was trained with tokens_per_step = 1,"),
     "no identity": (lambda s: s["identity"].clear(), "was trained with seed = None"),
-    "another number of ranks": (lambda s: s.update(num_ranks=2), "saved by 2 ranks, but 1 are running; start 2"),
     "a later format": (lambda s: s.update(format=2), "format 2, but this version reads 1; upgrade"),
     "no step": (lambda s: s.pop("step"), "state.json: cannot be read ('step')"),
     "a step in words": (lambda s: s.update(step="seven"), "step = 'seven' is not the folder's"),

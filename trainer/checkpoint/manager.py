@@ -51,6 +51,19 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def _nowhere(step: int) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """What `state.json` says that is needed."""
+
+    step: int
+    num_ranks: int
+    loss_scaling: dict[str, float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     """The checkpoints of one run. Every rank calls every method."""
@@ -65,6 +78,8 @@ class Checkpoints:
     """Takes this rank's problem, or an empty string; waits for all ranks and gives each the first problem of any."""
     identity: dict[str, Any]
     """JSON values that must be equal when the run continues: seed, data, tokens per step."""
+    position: Callable[[int], dict[str, Any]] = _nowhere
+    """JSON values of how far in the data a run is after so many steps: epoch, samples of all ranks, fingerprint."""
 
     def save(self, step: int, config: CheckpointConfig) -> Path | None:
         """Write the checkpoint of `step` and remove those beyond `keep`; None if that step is saved already.
@@ -120,6 +135,7 @@ class Checkpoints:
             "format": FORMAT,
             "step": step,
             "num_ranks": self.num_ranks,
+            "position": self.position(step),
             "loss_scaling": self.program.loss_scaling.state(),
             "identity": self.identity,
         }
@@ -129,6 +145,7 @@ class Checkpoints:
     def load(self, path: Path) -> int:
         """Restore everything from a checkpoint; return the number of steps done.
 
+        Ranks of another number share the same tensors out anew, and begin with random states of their own.
         Raises: CheckpointError if it is damaged, hostile, or of another run. Tensors are read into their places, so
         after damage found among them the run cannot go on.
         """
@@ -140,8 +157,10 @@ class Checkpoints:
         from .safe_dcp import SafePlanner, SafeReader
 
         reader = SafeReader(path)
-        step, scaling = self._agreed_state(path, reader)
+        state = self._agreed_state(path, reader)
         tensors = self._tensors()
+        if state.num_ranks != self.num_ranks:
+            del tensors["rng"]
         try:
             with _quiet():
                 dcp.load(tensors, storage_reader=reader, planner=SafePlanner(), no_dist=self.num_ranks == 1)
@@ -156,14 +175,16 @@ class Checkpoints:
         optimizer_state = self._optimizer_state()
         optimizer_state["state"] = {paths[name]: each for name, each in tensors[f"optimizer{own}"].items()}
         set_optimizer_state_dict(self.program.model, self.optimizer, optimizer_state)
-        rng.restore(tensors["rng"][f"rank-{self.rank}"], self.device)
+        if "rng" in tensors:
+            rng.restore(tensors["rng"][f"rank-{self.rank}"], self.device)
+        scaling = state.loss_scaling
         if scaling.keys() == self.program.loss_scaling.state().keys():  # else the format has changed: it starts anew
             self.program.loss_scaling.restore(scaling)
-        return step
+        return state.step
 
-    def _agreed_state(self, path: Path, reader: "SafeReader") -> tuple[int, dict[str, float]]:
-        """Step and loss scaling. Raises: CheckpointError on every rank if one of them finds a problem."""
-        state, problem = (0, dict[str, float]()), ""
+    def _agreed_state(self, path: Path, reader: "SafeReader") -> _State:
+        """Step, ranks and loss scaling. Raises: CheckpointError on every rank if one of them finds a problem."""
+        state, problem = _State(step=0, num_ranks=0, loss_scaling={}), ""
         try:
             state = self._read_state(path)
             reader.read_metadata()  # here rather than first by torch, which prints a traceback for each thing it tries
@@ -173,8 +194,8 @@ class Checkpoints:
             raise CheckpointError(said)
         return state
 
-    def _read_state(self, path: Path) -> tuple[int, dict[str, float]]:
-        """Step and loss scaling, after the checks that need no tensors."""
+    def _read_state(self, path: Path) -> _State:
+        """What the file says, after the checks that need no tensors."""
         try:
             state = json.loads((path / "state.json").read_text())
             step, num_ranks, identity = state["step"], state["num_ranks"], dict(state["identity"])
@@ -185,9 +206,10 @@ class Checkpoints:
             raise CheckpointError(f"{path}/state.json: step = {step!r} is not the folder's; use another checkpoint")
         if state.get("format") != FORMAT:
             raise CheckpointError(f"{path}: format {state.get('format')}, but this version reads {FORMAT}; upgrade")
-        if num_ranks != self.num_ranks:
+        if num_ranks != self.num_ranks and self.program.replica is not None:
             raise CheckpointError(
-                f"{path}: saved by {num_ranks} ranks, but {self.num_ranks} are running; start {num_ranks}"
+                f"{path}: saved by {num_ranks} ranks, of which each replica trains apart, but {self.num_ranks} are "
+                f"running; start {num_ranks}"
             )
         for key, now in self.identity.items():
             if identity.get(key) != now:
@@ -195,7 +217,7 @@ class Checkpoints:
                     f"{path}: was trained with {key} = {identity.get(key)}, but the recipe says {now}; "
                     f"set it back or start a new run"
                 )
-        return step, scaling
+        return _State(step=step, num_ranks=num_ranks, loss_scaling=scaling)
 
     def _tensors(self) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import get_model_state_dict

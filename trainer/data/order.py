@@ -35,6 +35,11 @@ class Share:
         """Samples of a step on all ranks."""
         return self.microbatch_size * self.num_microbatches * self.num_ranks
 
+    def position(self, step: int, fingerprint: str) -> dict[str, int | str]:
+        """How far in the data a run is after so many steps, in what no number of ranks or workers changes."""
+        samples = step * self.samples_per_step
+        return {"epoch": samples // self.num_samples, "samples": samples, "fingerprint": fingerprint}
+
     def microbatches(self, first_step: int) -> "Iterator[Tensor]":
         """Sample indices of this rank's microbatches from `first_step` on, [microbatch_size] each, without end."""
         import torch
