@@ -34,8 +34,10 @@ def find_blocks(model: nn.Module) -> tuple[str, ...]:
 
     def _among_equals(module: nn.Module, name: str) -> bool:
         """Whether a list with one block stands in a list of such lists, as the stages of a network do."""
-        above = model.get_submodule(name.rpartition(".")[0]) if "." in name else None
-        return isinstance(above, _LISTS) and sum(isinstance(each, _LISTS) for each in above.children()) > 1
+        above = model.get_submodule(name.rpartition(".")[0])
+        return (
+            bool(name) and isinstance(above, _LISTS) and sum(isinstance(each, _LISTS) for each in above.children()) > 1
+        )
 
     walk(model, "")
     kinds = Counter(type(block) for _, block in found)
