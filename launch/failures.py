@@ -1,8 +1,6 @@
 """Failures of a running training that a user can mend: told in a sentence, with exit code 1."""
 
-import re
-
-from ..trainer.data.errors import DataError
+from ..trainer.data.errors import DataError, lost_worker
 from ..trainer.own_file import OwnFileError, told
 
 _NO_MEMORY = ("alloc_cpu.cpp", "DefaultCPUAllocator", "CUDA out of memory", "HIP out of memory")
@@ -17,13 +15,8 @@ def explained(error: BaseException) -> str | None:
         return _memory(said)
     if isinstance(error, DataError | OwnFileError):
         return said
-    if isinstance(error, RuntimeError) and (
-        lost := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", said)
-    ):
-        return (
-            f"loader: worker process {lost[1]} {lost[2].split('.')[0].strip()}; often the memory was short: use fewer "
-            f"loader.num_workers or a smaller loader.prefetch_factor"
-        )
+    if (lost := lost_worker(error)) is not None:
+        return lost
     if "InvalidCxxCompiler" in f"{type(error).__name__} {said}":
         return "strategies.compile: torch finds no working C++ compiler; install one or set CXX, or remove it"
     return told(error)  # where it arose in a file of the user's own

@@ -19,7 +19,7 @@ from .loader_meter import LoaderMeter
 from .order import Share
 from .source import Source
 from .stages import Made, make
-from .workers import by_processes, by_threads, opened
+from .workers import by_processes, by_threads, received
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +45,8 @@ def host_batches(
     """
     order = share.microbatches(first_step)
     if loader.num_workers and loader.worker_kind == "process":
-        made = map(opened, by_processes(source, _Indices(share, first_step), loader, seed=share.seed, pin=pin))
-        return _told(made, meter)
+        made = iter(by_processes(source, _Indices(share, first_step), loader, seed=share.seed, pin=pin))
+        return _told(received(made), meter)
     if loader.num_workers:
         batches = _told(by_threads(source, (indices.tolist() for indices in order), loader), meter)
     else:
@@ -223,7 +223,7 @@ def held_out_batches(
 
     def start() -> Iterator[Batch]:
         if batches is not None:
-            host = _told(map(opened, batches), None)
+            host = _told(received(iter(batches)), None)
         elif loader.num_workers:
             host = _told(by_threads(source, order, loader), None)
         else:

@@ -3,17 +3,21 @@
 import gc
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 import torch
 
 from .config import LoaderConfig
-from .errors import DataError
+from .errors import LOST_WORKER, DataError, lost_worker
 from .source import Source
 from .stages import Made, make
+
+_SIGNAL_S = 0.2  # in which the death of a child comes to be known
 
 
 class _Refusal(NamedTuple):
@@ -55,7 +59,7 @@ class _Batches(torch.utils.data.Dataset["Made | _Refusal"]):
 
 
 def by_processes(source: Source, order: Iterable[list[int]], loader: LoaderConfig, *, seed: int, pin: bool) -> Any:
-    """A DataLoader over the microbatches that `order` lists; give what it yields to `opened`."""
+    """A DataLoader over the microbatches that `order` lists; give its iterators to `received`."""
     return torch.utils.data.DataLoader(
         _Batches(source),
         batch_size=None,
@@ -70,11 +74,24 @@ def by_processes(source: Source, order: Iterable[list[int]], loader: LoaderConfi
     )
 
 
-def opened(answer: "Made | _Refusal") -> Made:
-    """What a worker process has made. Raises: DataError if it could not."""
-    if isinstance(answer, _Refusal):
-        raise DataError(answer.said)
-    return answer
+def received(answers: "Iterator[Made | _Refusal]") -> Iterator[Made]:
+    """What worker processes have made. Raises: DataError if one could not, or has died."""
+    while True:
+        try:
+            answer = next(answers, None)
+        except RuntimeError as error:
+            if (said := lost_worker(error)) is None:
+                raise
+            raise DataError(said) from error
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # the tensors of a worker go with it
+            with suppress(RuntimeError):
+                time.sleep(_SIGNAL_S)
+            raise DataError(LOST_WORKER.format("", "has died")) from error
+        if answer is None:
+            return
+        if isinstance(answer, _Refusal):
+            raise DataError(answer.said)
+        yield answer
 
 
 def by_threads(source: Source, order: Iterable[Sequence[int]], loader: LoaderConfig) -> Iterator[Made]:
