@@ -12,6 +12,7 @@ from ..strategies.mesh import build_mesh
 from ..trainer.step import accumulate
 from .plan import Plan
 from .ranks import Ranks
+from .teacher import open_model
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ def build_program(plan: Plan, ranks: Ranks, device: "torch.device") -> Program:
     recipe = plan.recipe
     needs_mesh = ranks.num_ranks > 1 or owned_axes(recipe.strategies)
     mesh = build_mesh(plan.device_type, plan.degrees) if needs_mesh else None
-    run: Run = replace(plan.run(), mesh=mesh, device=device)
+    run: Run = replace(plan.run(), mesh=mesh, device=device, open_model=open_model)
     program = Program(
         model=_model(plan),
         facts=plan.facts,

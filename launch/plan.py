@@ -12,6 +12,7 @@ from ..trainer.own_file import OwnFileError
 from . import devices
 from .errors import UsageError
 from .schema import Recipe
+from .teacher import teacher_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,7 @@ def make_plan(
     found += problems(recipe.strategies, plan.run())
     found += _machine_problems(plan, num_gpus=num_gpus, started=started)
     found += _batch_problems(plan)
+    found += teacher_problems(recipe)
     if recipe.profiler:
         found += recipe.profiler.run_problems(num_steps=recipe.run.num_steps, num_ranks=ranks, device_type=device_type)
     if recipe.trackers:

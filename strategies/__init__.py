@@ -18,6 +18,7 @@ from .compile import Compile
 from .cp import ContextParallel
 from .cuda_graph import CudaGraph
 from .ddp import DDP
+from .distill import Distillation
 from .ep import ExpertParallel
 from .fp8 import FP8
 from .fsdp2 import FSDP2
@@ -51,6 +52,7 @@ class Strategies:
     ddp: DDP | None = None
     fsdp2: FSDP2 | None = None  # after compile: its hooks stay outside the compiled blocks
     local_sgd: LocalSGD | None = None  # after fsdp2: it averages shards
+    distill: Distillation | None = None  # after fsdp2, which shards the teacher too
     adamw: AdamW | None = None  # made when the sharded weights exist
     optimizer_in_backward: OptimizerInBackward | None = None
     amp: Amp | None = None

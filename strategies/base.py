@@ -204,6 +204,18 @@ class Program:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A second model beside the one that is trained."""
+
+    program: Program
+    """Its weights may be on the meta device still."""
+    seed: int
+    """Of the weights that it begins with."""
+    load: "Callable[[nn.Module], None]"
+    """Reads its trained weights into places that exist by now, sharded or not; all ranks call it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a strategy may know about the run that it is part of.
 
@@ -232,6 +244,8 @@ class Run:
     """True if samples hold several documents, which attention must keep apart."""
     mesh: "DeviceMesh | None" = None
     device: "torch.device | None" = None
+    open_model: Callable[[str], OpenedModel] | None = None
+    """The model of another recipe or run folder; None while a recipe is only checked."""
 
     def setting(self, strategy: str, key: str) -> Any:
         """What a key of another strategy says, for a combination that depends on both; None if that one is off."""
