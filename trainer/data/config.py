@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from ...strategies.limits import Above, Below, Count, PositiveInt
-from .shards.config import ShardsConfig
 from .module_config import ModuleData
+from .shards.config import ShardsConfig
 from .synthetic_images import SyntheticImages
-from .token_tables import TokensFolder
+from .token_tables import ChatFiles, HubDataset, TokensFolder
 from .wanted import DataTable, Gives, Need, Say, Wanted
 
 if TYPE_CHECKING:
@@ -119,6 +119,10 @@ class DataConfig:
     """Local files."""
     tokens: TokensFolder | None = None
     """Text that `stepladder data pack` has tokenised."""
+    hub: HubDataset | None = None
+    """A dataset of Hugging Face."""
+    chat: ChatFiles | None = None
+    """Conversations, for supervised fine-tuning."""
     synthetic: SyntheticTokens | None = None
     """Random tokens."""
     synthetic_images: SyntheticImages | None = None
