@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -48,19 +48,6 @@ class Row:
     def loader(self) -> str:
         """Its line of a recipe."""
         return settings(num_workers=self.num_workers, kind=self.kind, prefetch=self.prefetch)
-
-
-def add_arguments(actions: Any) -> None:
-    """One action of `stepladder data`."""
-    bench = actions.add_parser("bench", help="measure loaders of several settings against what the step uses up")
-    bench.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
-    bench.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE", help="change a key")
-    bench.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: as `run` starts)")
-    bench.add_argument("--workers", metavar="0,1,2", help="numbers of workers to try (default: up to enough)")
-    bench.add_argument("--seconds", type=float, default=2.0, metavar="S", help="time of each measurement (2)")
-    bench.add_argument("--out", type=Path, metavar="FILE", help="write a recipe that extends this one by what is best")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="leave the numbers")
-    bench.set_defaults(action=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -167,7 +154,7 @@ def step_alone(recipe: str, overrides: Sequence[str], num_ranks: int | None) -> 
 
 
 @contextmanager
-def _pool(num_ranks: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(num_ranks: int) -> Generator[ProcessPoolExecutor]:
     """A process for each data rank, fresh, as those of a run are."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(num_ranks, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ..trainer.data.pack.documents import Format
-from . import data_bench, shards_command
+from . import shards_command
 from .errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     inspect.set_defaults(action=_inspect)
     shards_command.add_arguments(actions)
-    data_bench.add_arguments(actions)
+    _bench_arguments(
+        actions.add_parser("bench", help="measure loaders of several settings against what the step uses up")
+    )
 
 
 def _pack_arguments(pack: argparse.ArgumentParser) -> None:
@@ -58,6 +60,23 @@ def _pack_arguments(pack: argparse.ArgumentParser) -> None:
     pack.add_argument("--held-out", type=float, default=0.05, metavar="PART", help="only evaluated on (0.05)")
     pack.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="at a document that is damaged")
     pack.add_argument("--error-budget", type=int, default=100, metavar="N", help="skip no more than these (100)")
+
+
+def _bench_arguments(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("recipe", metavar="RECIPE", help="a TOML file, or the name of a shipped recipe")
+    bench.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE", help="change a key")
+    bench.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: as `run` starts)")
+    bench.add_argument("--workers", metavar="0,1,2", help="numbers of workers to try (default: up to enough)")
+    bench.add_argument("--seconds", type=float, default=2.0, metavar="S", help="time of each measurement (2)")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write a recipe that extends this one by what is best")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="leave the numbers")
+    bench.set_defaults(action=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from . import data_bench
+
+    return data_bench.run(options)
 
 
 def run(options: argparse.Namespace, given: Sequence[str]) -> int:
