@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ..profiling.capture import publish
 from ..trainer.data.loader_advice import WAIT_LIMIT_PERCENT, remedy, report_lines
@@ -23,10 +23,21 @@ if TYPE_CHECKING:
     from ..trainer.data.feed import DeviceFeed
     from ..trainer.data.order import Share
     from ..trainer.data.source import Source
+    from .console import Console
 
 _LEAST_STEPS = 5  # after the first one, before anything is said of a loader
 FILE = "loader.json"
 """In the run folder: the `LoaderTimes` of each rank."""
+ORDER_FILE = "data_order.txt"
+"""In the run folder: why the order of samples is approximate, if it is."""
+
+
+def say_order(source: "Source", num_ranks: int, console: "Console", folder: Path) -> None:
+    """Once, where the order of samples is not exact: why, also in the run folder."""
+    if console.active and hasattr(source, "approximate"):
+        why: str = cast(Any, source).approximate(num_ranks)
+        console.say(f"data        {why}")
+        publish(folder / ORDER_FILE, lambda partial: partial.write_text(f"{why}\n"))
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from ..strategies import active
 from ..strategies.base import DeviceType, Facts, Run
 from ..strategies.check import environment, owned_axes, owners, problems
 from ..strategies.mesh import Axis, data_ranks, resolve_degrees
+from ..trainer.models.errors import ModelError
 from ..trainer.own_file import OwnFileError
 from . import devices
 from .errors import UsageError
@@ -130,10 +131,10 @@ def make_plan(
 
 
 def _facts(recipe: Recipe) -> Facts:
-    """What the model says of itself. Raises: UsageError if it comes from a file of the user's that fails."""
+    """What the model says of itself. Raises: UsageError if it comes from files that are not as they must be."""
     try:
         return recipe.model.chosen.facts(recipe.batch.sequence_length)
-    except OwnFileError as error:
+    except (OwnFileError, ModelError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -188,6 +189,8 @@ def _batch_problems(plan: Plan) -> Iterator[str]:
     elif 0 < model.vocab_size < data.num_ids:
         what = "the data are bytes, 256 ids" if data.num_ids == 256 else f"the data have {data.num_ids:,} ids"
         yield f"model.{name}.vocab_size = {model.vocab_size}: {what}; use at least {data.num_ids}"
+    if getattr(data, "streams", False) and recipe.loader.num_workers:
+        yield f"loader.num_workers = {recipe.loader.num_workers}: a stream is read by the rank itself; remove it"
     if getattr(data, "documents", False) and not getattr(model, "takes_documents", False):
         yield (
             f"data.{source}.packing: puts several documents into a sample, and model.{name} cannot keep them apart; "

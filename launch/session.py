@@ -25,7 +25,7 @@ from . import recording, run_folder
 from .build import build_program
 from .console import Console, shown
 from .errors import ExitCode
-from .feeding import Feeding, build_feeding
+from .feeding import Feeding, build_feeding, say_order
 from .instruments import Instruments, write_step_times
 from .plan import Plan
 from .ranks import Ranks, StopRequest, Voice, agree, barrier, gather, sum_over_ranks
@@ -76,6 +76,7 @@ class Session:
         first_step = self._resume(checkpoints) if resume else 0
         feeding = self._feeding(source, first_step)
         console = Console(active=self.ranks.rank == 0, num_steps=self._num_steps, first_step=first_step)
+        say_order(source, self.plan.num_data_ranks, console, self.folder)
         if first_step:
             console.say(f"continuing after step {first_step}")
         metrics = metrics_file(stack, recipe, self.folder, console, first_step)

@@ -43,6 +43,9 @@ def host_batches(
     Without workers the source is read in this process; with workers by them, in the same order.
     Raises: DataError for a sample that cannot be had.
     """
+    if stream := getattr(source, "stream", None):
+        batches = _told(stream(share, first_step), meter)
+        return (batch.map(_pinned) for batch in batches) if pin else batches
     order = share.microbatches(first_step)
     if loader.num_workers and loader.worker_kind == "process":
         made = iter(by_processes(source, _Indices(share, first_step), loader, seed=share.seed, pin=pin))

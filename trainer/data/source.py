@@ -19,7 +19,8 @@ class Source(Protocol):
     """Samples by index. T sequence length, B length of the index list.
 
     A sample's index says which one it is for good, so `order` decides alone who sees it when: ranks, workers and
-    resumes have nothing to remember.
+    resumes have nothing to remember. One that can only be read from front to back has a `stream` of microbatches as
+    well, which is then used, and says why its order is `approximate`.
     """
 
     fingerprint: str

@@ -151,6 +151,6 @@ def split_of(index: Index, folder: Path, name: str) -> Split:
     """A split that must be there. Raises: DataError."""
     split = index.splits.get(name)
     if split is None or split.num_tokens == 0:
-        what = "was packed with --held-out 0" if name == "held_out" else "holds no documents"
+        what = "was packed with nothing held out" if name == "held_out" else "holds no documents"
         raise DataError(f"{folder}: has no {name} part: it {what}; pack it again, or evaluate on nothing")
     return split

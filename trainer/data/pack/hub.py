@@ -35,7 +35,7 @@ def open_dataset(name: str, reading: Reading) -> Any:
 def _from_folder(library: Any, folder: Path, reading: Reading) -> Any:
     """What `save_to_disk` wrote, or a folder of Parquet or JSONL files."""
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return library.load_dataset(str(folder), reading.config or None, split=reading.split)
+        return library.load_dataset(str(folder.resolve()), reading.config or None, split=reading.split)
     found = library.load_from_disk(str(folder))
     if not isinstance(found, dict):
         return found
