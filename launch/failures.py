@@ -1,6 +1,7 @@
 """Failures of a running training that a user can mend: told in a sentence, with exit code 1."""
 
 from ..trainer.data.errors import DataError, lost_worker
+from ..trainer.models.errors import ModelError
 from ..trainer.own_file import OwnFileError, told
 
 _NO_MEMORY = ("alloc_cpu.cpp", "DefaultCPUAllocator", "CUDA out of memory", "HIP out of memory")
@@ -13,7 +14,7 @@ def explained(error: BaseException) -> str | None:
         return _memory(said)
     if isinstance(error, RuntimeError) and any(sign in said for sign in _NO_MEMORY):
         return _memory(said)
-    if isinstance(error, DataError | OwnFileError):
+    if isinstance(error, DataError | ModelError | OwnFileError):
         return said
     if (lost := lost_worker(error)) is not None:
         return lost

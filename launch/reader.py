@@ -105,6 +105,8 @@ def _scalar(hint: Any, value: Any) -> tuple[Any, str]:
         close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
         hint_text = f"; did you mean {close[0]!r}?" if close else ""
         return None, f"one of {', '.join(repr(choice) for choice in choices)}{hint_text}"
+    if origin is Mapping:
+        return (value, "") if isinstance(value, dict) else (None, "a table")
     if origin is tuple:
         if not isinstance(value, list):
             return None, "a list, in brackets"

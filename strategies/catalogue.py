@@ -6,6 +6,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -76,6 +77,8 @@ def type_name(hint: Any) -> str:
         return " | ".join(type_name(each) for each in arguments if each is not types.NoneType)
     if origin is tuple:
         return f"list of {type_name(arguments[0])}"
+    if origin is Mapping:
+        return "table"
     return str(getattr(hint, "__name__", hint))
 
 

@@ -32,6 +32,9 @@ class Slicing(StrEnum):
     """The output projection: columns of the vocabulary are split, and the loss is taken of the parts."""
     EXPERTS = "experts"
     """Grouped weights of experts: `gate` and `up` [E, F, D] and `down` [E, D, F] are split along F."""
+    HEADWISE = "headwise"
+    """A module inside a REGION that treats each head by itself (norms of queries and keys): each rank gives it its
+    heads, so its gradient is a part of the sum."""
     ROUTER = "router"
     """A whole linear layer inside a REGION, each rank's gradient of which is a part of the sum."""
 
@@ -105,6 +108,8 @@ class Facts:
     """It evaluates otherwise than it trains: batch norm, dropout. Then it is told which of the two goes on."""
     slicing: Mapping[str, Slicing] = field(default_factory=dict[str, Slicing])
     """How tensor parallelism cuts modules; every module with parameters is in it, or inside one that is."""
+    splits_positions: bool = True
+    """Hidden states between blocks may be a part of the positions; false if the model asks them for their length."""
     sliced_sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     """Sizes that the tensor-parallel degree must divide, by recipe key: `model.decoder.num_heads`."""
     attentions: tuple[str, ...] = ()

@@ -70,6 +70,9 @@ class Layout:
             case Slicing.POSITIONWISE:
                 self._receive(module, self.between)
                 self._return(module, self.between)
+            case Slicing.HEADWISE:  # of which dimension the heads are does not matter: it works along the last one
+                self._receive(module, Shard(1))
+                self._return(module, Shard(1))
             # Not by the library's styles: their outputs are still on their way, which a compiled block after the
             # embedding takes for the result (torch 2.13), and a pipeline would send.
             case Slicing.EMBEDDING:
@@ -105,10 +108,13 @@ class Layout:
     def _enter(self, region: nn.Module) -> None:
         """Gather the first input; what it is multiplied with next is sliced, so it stays a DTensor until then."""
 
-        def gather(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (self._whole(inputs[0]), *inputs[1:])
+        def gather(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if inputs:
+                return (self._whole(inputs[0]), *inputs[1:]), named
+            first = next(iter(named))  # handed over by name, as models of other houses do
+            return inputs, {**named, first: self._whole(named[first])}
 
-        region.register_forward_pre_hook(gather)
+        region.register_forward_pre_hook(gather, with_kwargs=True)
 
     def _enter_local(self, region: nn.Module) -> None:
         """Gather the first input for a module that computes with plain tensors: each rank's gradient is a part."""

@@ -81,6 +81,8 @@ class TensorParallel:
         for key, size in facts.sliced_sizes.items():
             if size % degree:
                 yield f"{key} = {size}: not divisible by mesh.tp = {degree}; use mesh.tp = {_nearest(working, degree)}"
+        if self.sequence_parallel and not facts.splits_positions:
+            yield "sequence_parallel = true: the model asks its hidden states for their length; set it to false"
         pieces = degree * run.degrees[Axis.CP]
         length = facts.sequence_length
         if self.sequence_parallel and length % pieces:

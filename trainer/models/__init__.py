@@ -7,9 +7,18 @@ from .config import DecoderConfig
 from .module_config import ModuleConfig
 from .resnet_config import ResNetConfig
 from .table import ModelTable
+from .transformers_config import TransformersConfig
 from .vit_config import VisionTransformerConfig
 
-__all__ = ["DecoderConfig", "ModelConfig", "ModelTable", "ModuleConfig", "ResNetConfig", "VisionTransformerConfig"]
+__all__ = [
+    "DecoderConfig",
+    "ModelConfig",
+    "ModelTable",
+    "ModuleConfig",
+    "ResNetConfig",
+    "TransformersConfig",
+    "VisionTransformerConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +31,8 @@ class ModelConfig:
     """A vision transformer."""
     resnet: ResNetConfig | None = None
     """A residual network."""
+    transformers: TransformersConfig | None = None
+    """A causal language model of Hugging Face."""
     module: ModuleConfig | None = None
     """A module of your own."""
 
