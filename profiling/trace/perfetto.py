@@ -7,6 +7,7 @@ not there, but the result is whole JSON. Times are those of the source: its own 
 import gzip
 import json
 import math
+import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ RANGES = pl.Schema({"track": pl.String, "start_ns": pl.Int64, "dur_ns": pl.Int64
 _ROWS_AT_A_TIME = 20_000
 _FIRST_PID = 1 << 30  # Perfetto takes a process number of 31 bits; the kernel's own end far below
 _ANY_EVENTS = pa.schema([("e", pa.list_(pa.list_(pa.struct([]))))])
+_ONLY_ARROW_S = re.compile(rb"[:,\[\s]-?(?:NaN|Inf(?:inity)?)\s*[,}\]]")
+_TEXT_OR_NUMBER = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|-?(?:NaN|Inf(?:inity)?)', re.DOTALL)
 
 
 def write_annotated(
@@ -179,7 +182,12 @@ def _finite(value: Any) -> Any:
 
 
 def _valid(piece: bytes) -> tuple[bytes, int]:
-    """The piece unchanged if it is JSON; else its events one by one, mended, and how many could not be."""
+    """The piece unchanged if it is JSON; else its events one by one, mended, and how many could not be.
+
+    Arrow takes NaN and Inf for numbers; they become null, but for those inside of texts.
+    """
+    if (b"NaN" in piece or b"Inf" in piece) and _ONLY_ARROW_S.search(piece):
+        piece = _TEXT_OR_NUMBER.sub(lambda match: match[1] or b"null", piece)
     try:
         piece.decode()
         text = b'{"e":[[' + piece + b"]]}"

@@ -146,6 +146,23 @@ def test_what_json_has_no_word_for_is_mended_or_left_out_and_said(tmp_path: Path
     assert any("1 events cannot be read" in note for note in notes)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-NaN", "Infinity", "-Infinity", "Inf", "-Inf"])
+def test_numbers_that_json_does_not_have_are_null_though_the_rest_of_the_piece_is_json(
+    number: str, tmp_path: Path
+) -> None:
+    told = f'is, {number}, " [{number}] '
+    events = [kernel("a", 0, 10), kernel(told, 20, 10), kernel("c", 40, 10)]
+    text = json.dumps({"traceEvents": events}).replace(
+        '"device": 0', f'"device": 0, "x": {number}, "y": [1.50,{number}]'
+    )
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    assert write_annotated(read_trace(path), tmp_path / "annotated.json") == []
+    made = [event for event in document(tmp_path / "annotated.json")["traceEvents"] if event.get("cat") == "kernel"]
+    assert [event["name"] for event in made] == ["a", told, "c"]
+    assert [(event["args"]["x"], event["args"]["y"]) for event in made] == [(None, [1.5, None])] * 3
+
+
 def test_names_of_ranges_and_counters_cannot_break_the_document(tmp_path: Path) -> None:
     trace = read_trace(written(tmp_path / "t.json", [kernel("a", 0, 10)]))
     name = 'a"}, {"\\\n\u2028{}'
