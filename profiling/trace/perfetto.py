@@ -30,7 +30,7 @@ RANGES = pl.Schema({"track": pl.String, "start_ns": pl.Int64, "dur_ns": pl.Int64
 _ROWS_AT_A_TIME = 20_000
 _FIRST_PID = 1 << 30  # Perfetto takes a process number of 31 bits; the kernel's own end far below
 _ANY_EVENTS = pa.schema([("e", pa.list_(pa.list_(pa.struct([]))))])
-_ONLY_ARROW_S = re.compile(rb"[:,\[\s]-?(?:NaN|Inf(?:inity)?)\s*[,}\]]")
+_ONLY_ARROW_S = {b"NaN": re.compile(rb"NaN\s*[,}\]]"), b"Inf": re.compile(rb"Inf(?:inity)?\s*[,}\]]")}
 _TEXT_OR_NUMBER = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|-?(?:NaN|Inf(?:inity)?)', re.DOTALL)
 
 
@@ -186,7 +186,7 @@ def _valid(piece: bytes) -> tuple[bytes, int]:
 
     Arrow takes NaN and Inf for numbers; they become null, but for those inside of texts.
     """
-    if (b"NaN" in piece or b"Inf" in piece) and _ONLY_ARROW_S.search(piece):
+    if any(word in piece and number.search(piece) for word, number in _ONLY_ARROW_S.items()):
         piece = _TEXT_OR_NUMBER.sub(lambda match: match[1] or b"null", piece)
     try:
         piece.decode()
