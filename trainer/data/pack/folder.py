@@ -81,6 +81,7 @@ def read_index(folder: Path) -> Index:
             raise DataError(f"{folder}: format {said.get('format')}, but this version reads {FORMAT}; pack it again")
         splits = {name: Split(**split) for name, split in dict(said["splits"]).items()}
         known = {key: said[key] for key in Index.__dataclass_fields__ if key != "splits"}
+        known["first_skipped"] = tuple(map(str, said["first_skipped"]))
         index = Index(**known, splits=splits)
         for name, each in (item for split in splits.values() for item in split.files.items()):
             if Path(name).name != name or (folder / name).stat().st_size != each["bytes"]:
