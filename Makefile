@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-netns test-slurm bench-place test-parallel test-fuzz test-fuzz-topo test-advice test-guard lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-compare-real bench-climb bench-gpu-ladder bench-trace clean
+.PHONY: help demo test test-netns test-slurm bench-place test-parallel test-fuzz test-fuzz-topo test-advice test-guard lint format bench-overhead bench-gpu bench-pipeline bench-placement bench-compare bench-compare-real bench-climb bench-gpu-ladder bench-trace bench-loader clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
@@ -87,6 +87,10 @@ bench-trace: $(READY) ## the trace analysis beside Meta's HTA (in an environment
 	$(PYTHON) -m venv build/hta
 	build/hta/bin/python -m pip --disable-pip-version-check install --quiet 'traceinsight==0.6.1' 'pandas<3' ijson
 	$(BIN)/python benchmarks/trace.py --hta build/hta/bin/python
+
+bench-loader: $(READY) ## samples/s of the loader beside datasets, WebDataset and a plain DataLoader; packing beside tokenizers
+	$(PIP) --no-build-isolation --editable '.[dev,bench]'
+	$(BIN)/python benchmarks/loader.py
 
 clean: ## remove the environment and what runs left behind
 	rm -rf $(VENV) runs build *.egg-info
