@@ -1,7 +1,8 @@
 """The arms of `loader.py`: one process each, that draws batches when it is told to and says how many samples a second.
 
 Text: windows of T + 1 bytes in a random order, inputs and labels int64 [B, T]. Images: JPEGs, cropped at random to
-S x S, mirrored at random, normalised, float32 [B, 3, S, S], and a class. Every arm hands over the same kinds of tensors.
+S x S, mirrored at random, normalised, float32 [B, 3, S, S], and a class. Every arm hands over the same kinds of
+tensors.
 """
 
 import itertools
