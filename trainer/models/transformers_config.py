@@ -1,6 +1,7 @@
 """Causal language models of Hugging Face's `transformers`, by configuration or with their weights."""
 
 import difflib
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class TransformersConfig:
     """A local folder with a config.json; the weights are random."""
     weights: str | None = None
     """A local folder with a config.json and *.safetensors; pickled weights are refused."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Kernels: torch's fused ones, or plain products."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    """Kernels: torch's fused ones, plain products, or fused ones where the library has them for the model."""
 
     takes: ClassVar[Gives] = "tokens"
 
@@ -55,8 +56,7 @@ class TransformersConfig:
 
     def its_config(self) -> Any:
         """The configuration as `transformers` has it. Raises: ModelError."""
-        from transformers import AutoConfig
-
+        AutoConfig = library().AutoConfig
         try:
             if self.config is not None:
                 given = dict(self.config)
@@ -117,6 +117,19 @@ class TransformersConfig:
         from .decoder import next_token_loss
 
         return next_token_loss
+
+
+def library() -> Any:
+    """The library, imported without what its own imports have to say: optional kernels that do not fit."""
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        importlib.import_module("transformers.modeling_utils")
+        return importlib.import_module("transformers")
+    finally:
+        logging.disable(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,11 +10,12 @@ from .errors import ModelError
 
 def make(config: Any, attention: str) -> Any:
     """The model of a configuration, in float32, with its own initial weights. Raises: ModelError."""
-    from transformers import AutoModelForCausalLM
+    from .transformers_config import library
 
+    kernels = None if attention == "auto" else attention
     try:
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        return library().AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=kernels, trust_remote_code=False
         )
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]

@@ -212,7 +212,8 @@ def test_ranks_evaluate_and_save_the_same_statistics(strategies: dict[str, Any],
     assert run_ranks(spread_of_statistics, 2, strategies) == 0.0
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_resumed_run_evaluates_as_one_that_was_never_stopped(strategy: str, tmp_path: Path, stepladder: Any) -> None:
     """The held-out loss is taken with the running statistics, so it shows whether a checkpoint kept them."""
     (tmp_path / "r.toml").write_text(
