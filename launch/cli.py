@@ -203,14 +203,15 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
 def _hand_over(options: argparse.Namespace) -> int:
     """Give the run to a scheduler of other machines."""
     from .engines import kubernetes, slurm
+    from .outputs import show_text
 
     wanted = job.job_of(options)
     if options.kubernetes:
         made = kubernetes.manifest(wanted, image=options.image, runtime=options.runtime)
-        print(kubernetes.to_yaml(made), end="")
+        show_text(kubernetes.to_yaml(made).rstrip("\n"))
         return ExitCode.DONE
     text = slurm.script(wanted, options.sbatch)
-    print(*([text.rstrip()] if options.dry_run else slurm.submit(wanted, text)), sep="\n")
+    show_text(text.rstrip() if options.dry_run else "\n".join(slurm.submit(wanted, text)))
     return ExitCode.DONE
 
 

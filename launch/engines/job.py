@@ -1,15 +1,19 @@
 """What is to run on how many machines, whatever starts it there."""
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..topology.errors import shown
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
+_MOST = 1_000_000
+_TORN = re.compile("[\ud800-\udfff]")
 _SLURM, _KUBERNETES = "--slurm", "--kubernetes"
 
 
@@ -68,6 +72,7 @@ def job_of(options: argparse.Namespace) -> Job:
     """The job of the options. Raises: UsageError with every problem of the recipe there."""
     from ...strategies.check import owned_axes
     from .. import recipe as recipes
+    from ..placement.apply import read_plan
     from ..plan import make_plan
     from ..run_folder import default_name
 
@@ -75,6 +80,10 @@ def job_of(options: argparse.Namespace) -> Job:
     nodes = 1 if options.nodes is None else options.nodes
     if nodes < 1:
         raise UsageError(f"--nodes {nodes}: a job needs at least 1 node")
+    if options.ranks is not None and options.ranks < 1:
+        raise UsageError(f"--ranks {options.ranks}: a node needs at least 1 rank; give one for each GPU of a node")
+    if max(nodes, options.ranks or 1) > _MOST:
+        raise UsageError(f"--nodes {nodes} --ranks {options.ranks}: more than {_MOST:,} are no cluster; give its own")
     on_gpus = recipe.run.device != "cpu"
     required = recipe.mesh.required_ranks(owned_axes(recipe.strategies))
     ranks = options.ranks or (required // nodes if required and required % nodes == 0 else None)
@@ -84,6 +93,7 @@ def job_of(options: argparse.Namespace) -> Job:
             "--ranks: how many GPUs has a node? the mesh does not say it; give --ranks N, one for each GPU of a node"
         )
     plan = make_plan(recipe, num_gpus=ranks if on_gpus else 0, num_ranks=ranks * nodes, started=True)
+    read_plan(options.placement)  # a bad file is found before the job waits in a queue
     folder = (options.out or default_name(recipe)).resolve()
     path = Path(options.recipe)
     arguments = ["run", str(path.resolve()) if path.is_file() else options.recipe]
@@ -95,6 +105,11 @@ def job_of(options: argparse.Namespace) -> Job:
         arguments += ["--placement", mode]
     if options.no_affinity:
         arguments += ["--no-affinity"]
+    torn = next((word for word in arguments if _TORN.search(word)), None)
+    if torn is not None:
+        raise UsageError(
+            f"{shown(torn)}: is not in UTF-8, which what is written for others is in; give it another name"
+        )
     return Job(
         name=recipe.name,
         num_nodes=nodes,

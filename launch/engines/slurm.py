@@ -7,16 +7,21 @@ the shell puts the job back into the queue. On scancel Slurm sends TERM to every
 after its KillWait; such a job stays ended.
 """
 
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from ...profiling.capture import publish
 from ..errors import UsageError
 from .job import Job
 
 _NOTICE_S = 120
+_OPTION = re.compile(r"(--[\w-]+|-\w)(=|[ \t]+)?([^\x00-\x1f\x7f-\x9f]*)", re.ASCII)  # --partition=long, -p long, -N2
+_PLAIN = re.compile(r"[\w./%:@,+=-]+", re.ASCII)
 _SCRIPT = """\
 #!/bin/bash
 {directives}
@@ -65,11 +70,11 @@ def script(job: Job, more: Sequence[str] = ()) -> str:
         f"--signal=B:USR1@{_NOTICE_S}",
         *more,
     ]
-    wrong = next((each for each in more if not each.startswith("-") or "\n" in each), None)
+    wrong = next((each for each in more if not each.startswith("-")), None)
     if wrong is not None:
         raise UsageError(f"--sbatch {wrong!r}: no option of sbatch; write --sbatch=--partition=long")
     return _SCRIPT.format(
-        directives="\n".join(f"#SBATCH {each}" for each in options),
+        directives="\n".join(f"#SBATCH {_directive(each)}" for each in options),
         path=shlex.quote(str(_path(job))),
         folder=shlex.quote(str(job.folder)),
         python=shlex.quote(sys.executable),
@@ -78,12 +83,26 @@ def script(job: Job, more: Sequence[str] = ()) -> str:
     )
 
 
+def _directive(option: str) -> str:
+    """An option as sbatch reads it in a script: in quotes a blank is no end and # no comment.
+
+    Source: Slurm's src/sbatch/opt.c, `get_argument`: a backslash in quotes, of either kind, spares what follows.
+    """
+    match = _OPTION.fullmatch(option)
+    if match is None:
+        raise UsageError(f"#SBATCH {option!r}: is no line of a script; look at the characters of --out and --sbatch")
+    name, between, value = match.groups(default="")
+    plain = _PLAIN.fullmatch(value) or not (between or value)
+    return name + between + (value if plain else '"' + re.sub(r'(["\\])', r"\\\1", value) + '"')
+
+
 def _path(job: Job) -> str:
     return f"{job.folder}.sbatch"
 
 
 def _log(job: Job) -> str:
-    return f"{job.folder}.slurm-%j.log"
+    """The log's name for sbatch, which puts the number of the job in place of %j."""
+    return f"{job.folder}.slurm-".replace("%", "%%") + "%j.log"
 
 
 def submit(job: Job, text: str) -> list[str]:
@@ -92,8 +111,7 @@ def submit(job: Job, text: str) -> list[str]:
         raise UsageError("--slurm: there is no sbatch on this machine; use a login node, or --dry-run for the script")
     try:
         job.folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(_path(job), "w") as file:
-            file.write(text)
+        publish(Path(_path(job)), lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--out {job.folder}: cannot be written ({error.strerror}); choose another folder") from error
     done = subprocess.run(["sbatch", "--parsable", _path(job)], capture_output=True, text=True, check=False)
@@ -103,5 +121,5 @@ def submit(job: Job, text: str) -> list[str]:
     number = done.stdout.strip().split(";")[0]
     return [
         f"job {number}  {job.num_nodes} nodes x {job.ranks_per_node} ranks; script {_path(job)}",
-        f"log {_log(job).replace('%j', number)}; folder {job.folder}",
+        f"log {job.folder}.slurm-{number}.log; folder {job.folder}",
     ]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -37,7 +38,7 @@ def test_the_script_starts_one_torchrun_a_node_and_can_be_begun_again(
     assert {"--nodes=2", "--ntasks-per-node=1", "--requeue", "--partition=long"} <= set(directives)
     assert directives[-1] == "--partition=long"  # the later one counts
     assert not [each for each in directives if "gpus" in each]
-    assert f"#SBATCH --output={out}.slurm-%j.log" in text
+    assert f'#SBATCH --output="{out}.slurm-%j.log"' in text
     joined = text.replace("\\\n", " ")
     command = next(line for line in joined.splitlines() if line.startswith("srun"))
     assert "--nproc-per-node=4" in command
@@ -45,6 +46,35 @@ def test_the_script_starts_one_torchrun_a_node_and_can_be_begun_again(
     assert wanted in command
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert not out.exists()
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="no sbatch here, which reads what is written for it")
+def test_sbatch_reads_the_options_that_were_meant(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / """it's 100% "one" #\\ folder"""
+    given = ["--comment=two words # and 'more' \\ \"", "-p two words", "--time 5", "-N2", "--exclusive", "--wckey="]
+    text = shown(capsys, recipe, "--slurm", "--ranks", 1, "--dry-run", "--out", out, *(f"--sbatch={x}" for x in given))
+    script, settings = tmp_path / "script", tmp_path / "slurm.conf"
+    script.write_text(text)
+    settings.write_text("ClusterName=x\nSlurmctldHost=localhost\nSlurmctldPort=1\nAuthType=auth/none\n"
+                        "SlurmctldTimeout=1\nMessageTimeout=1\nNodeName=localhost\n")  # fmt: skip
+    told = subprocess.run(["sbatch", "-vvv", script], env=os.environ | {"SLURM_CONF": str(settings)},
+                          capture_output=True, text=True, check=False, timeout=60).stderr  # fmt: skip
+    read = re.findall(r'Found in script, argument "(.*)"\n', told)
+    assert "Invalid directive" not in told
+    assert f"--output={out}.slurm-%j.log".replace("100%", "100%%") in read
+    assert read[-8:] == [given[0], "-p", "two words", "--time", "5", "-N2", "--exclusive", "--wckey="]
+
+
+@pytest.mark.parametrize("more", [("--out", "run\ntouch pwned"), ("--sbatch=--comment=a\ntouch pwned",),
+                                  ("--set", 'name="a\\ntouch pwned"'), ("--sbatch=-\u2028",)])  # fmt: skip
+def test_nothing_written_for_slurm_ends_its_line(
+    recipe: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    assert main(["run", str(recipe), "--slurm", "--ranks", "1", "--dry-run", *more]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
 
 
 def fake(folder: Path, name: str, body: str) -> None:
@@ -140,6 +170,21 @@ def test_the_manifest_is_a_train_job(recipe: Path, capsys: pytest.CaptureFixture
     assert len(misfits(value, TRAIN_JOB)) == 2
 
 
+def expanded(text: str, variables: dict[str, str]) -> str:
+    """What a container is given: Kubernetes' third_party/forked/golang/expansion, in Python."""
+    return re.sub(r"\$(\$|\(([^)]*)\))", lambda found: "$" if found[1] == "$" else variables[found[2]], text)
+
+
+def test_the_manifest_says_paths_as_they_are(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    yaml = pytest.importorskip("yaml")
+    out = '/data/\U0001f600 ü $(HOME) $$ a$b \x85\u2028\ufeff\x9f\x1b"\\/end$'
+    text = shown(capsys, recipe, "--kubernetes", "--ranks", 1, "--out", out)
+    told = yaml.safe_load(text)["spec"]["trainer"]["args"]
+    assert expanded(told[told.index("--out") + 1], {"HOME": "/elsewhere"}) == out
+    assert "\U0001f600 ü" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -152,6 +197,17 @@ def test_the_manifest_is_a_train_job(recipe: Path, capsys: pytest.CaptureFixture
         (["--slurm", "--step-times", "x"], "--step-times: a job goes on by itself"),
         (["--kubernetes", "--set", "name=1st"], "name = '1st': a TrainJob's begins with a letter"),
         (["--requeue"], "--requeue: continue which run?"),
+        (["--kubernetes", "--image", ""], "--image '': is no name of one"),
+        (["--kubernetes", "--image", "a b"], "--image 'a b': is no name of one"),
+        (["--kubernetes", "--runtime", "My_Runtime"], "--runtime 'My_Runtime': is no name of one; write --runtime"),
+        (["--kubernetes", *["--set", "run.num_steps=9"] * 64], "words are more than the 128 of a TrainJob"),
+        (["--kubernetes", "--out", "/data/\udcff"], "/data/?: is not in UTF-8"),
+        (["--slurm", "--dry-run", "--out", "/data/\udcff"], "/data/?: is not in UTF-8"),
+        (["--slurm", "--dry-run", "--ranks", "0"], "--ranks 0: a node needs at least 1 rank"),
+        (["--kubernetes", "--ranks", "-1"], "--ranks -1: a node needs at least 1 rank"),
+        (["--kubernetes", "--nodes", "9999999999"], "--nodes 9999999999 --ranks None: more than 1,000,000 are no"),
+        (["--slurm", "--dry-run", "--placement", "nosuch.json"], "--placement nosuch.json: cannot be read"),
+        (["--kubernetes", "--placement", "nosuch.json"], "--placement nosuch.json: cannot be read"),
     ],
 )
 def test_a_mistake_is_one_sentence(
