@@ -101,7 +101,8 @@ def _analysis(options: argparse.Namespace) -> int:
         from ..profiling.trace.job import open_trace
         from ..profiling.trace.perfetto import write_annotated
 
-        trace = open_trace(trace_files(options.paths)[0], reading)
+        first = next(path for path in trace_files(options.paths) if path in found.files)
+        trace = open_trace(first, reading)
         with writing(options.perfetto):
             notes = write_annotated(trace, options.perfetto)
         where = f"for https://ui.perfetto.dev: {options.perfetto}"

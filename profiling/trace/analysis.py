@@ -16,7 +16,7 @@ import polars as pl
 from . import collective_skew, job_path
 from .cache import kept_tables
 from .collectives import collective_summary
-from .files import choose_traces
+from .files import Paths, choose_traces
 from .job import Done, Reading, Told, for_each
 from .job_path import StepGraph
 from .kinds import Kind
@@ -68,6 +68,8 @@ class Analysis:
     tables: Mapping[str, pl.DataFrame]
     """By name, each with `rank` as its first column but for those that compare ranks."""
     ranks: Sequence[int]
+    files: Sequence[Path] = ()
+    """What was read, in the order of `ranks`."""
     notes: Sequence[str]
     """What was wrong with files, and what was left out, a sentence each."""
     num_bytes: int
@@ -76,14 +78,14 @@ class Analysis:
 
 
 def analyse(
-    paths: Sequence[Path],
+    paths: Paths,
     makers: Sequence[Maker] = STANDARD,
     *,
     reading: Reading | None = None,
     with_path: bool = False,
     progress: Told | None = None,
 ) -> Analysis:
-    """Make the tables of all traces in some files and folders, of each rank the newest window.
+    """Make the tables of all traces in some files and folders (or one), of each rank the newest window.
 
     `with_path` adds the critical path of a step, of each rank and through all of them. `progress` is told how many
     bytes of the files are read, of how many.
@@ -115,6 +117,7 @@ def analyse(
     return Analysis(
         tables=together,
         ranks=[each.rank for each in done],
+        files=[each.path for each in done],
         notes=notes,
         num_bytes=sum(each.num_bytes for each in done),
         header=done[0].result.header,

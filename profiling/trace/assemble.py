@@ -13,7 +13,7 @@ from .growing import Growing
 from .kinds import Kind, kind_of
 from .piece import ARGS_WHOLE, Piece
 from .source import Source
-from .tables import EXTERNAL, Trace, job_of
+from .tables import EXTERNAL, Trace, rank_of
 
 _KINDS = list(Kind)
 _RANK_IN_NAME = re.compile(r"rank[-_]?(\d+)")
@@ -233,9 +233,8 @@ def _argument(parts: Sequence[tuple[np.ndarray, pl.Series]], place: np.ndarray) 
 
 
 def _rank(source: Source) -> int | None:
-    """By the header, else by the file's name."""
-    rank = job_of(source.header).get("rank")
-    if isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < 1 << 31:
-        return rank
-    match = _RANK_IN_NAME.search(source.path.name)
-    return int(match[1]) if match and len(match[1]) < 9 else None
+    """By the header, else by the file's name: the last such word of it, for the first may be a LoRA's rank."""
+    numbers: list[str] = _RANK_IN_NAME.findall(source.path.name)
+    named = int(numbers[-1]) if numbers and len(numbers[-1]) < 9 else None
+    said = rank_of(source.header)
+    return named if said is None else said

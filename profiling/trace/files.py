@@ -7,41 +7,56 @@ from pathlib import Path
 from ..errors import TraceError
 
 _SUFFIXES = (".json", ".json.gz")
+Paths = Path | str | Iterable[Path | str]
+"""A file or a folder, or some of them."""
 _WINDOW = re.compile(r"rank-(\d+)\.step-(\d+)\.pt\.trace\.json(\.gz)?")
 _MAX_NAMES = 5
 
 
-def trace_files(paths: Iterable[Path]) -> list[Path]:
+def trace_files(paths: Paths) -> list[Path]:
     """The traces among files and folders; of a rank's windows in one folder, the newest.
 
-    Raises: TraceError for a path that cannot be read, or if there is no trace.
+    Raises: TraceError if there is no trace.
     """
     return choose_traces(paths)[0]
 
 
-def choose_traces(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """`trace_files`, and which others of a folder were left out, a sentence each. Raises: TraceError."""
+def choose_traces(paths: Paths) -> tuple[list[Path], list[str]]:
+    """`trace_files`, and what was left out: paths without a trace, and others of a folder; a sentence each.
+
+    Raises: TraceError.
+    """
     found: list[Path] = []
     notes: list[str] = []
-    for path in paths:
+    for path in [paths] if isinstance(paths, Path | str) else paths:
         try:
-            if path.is_dir():
-                newest, others = _newest(_inside(path))
-                found += newest
-                if others:
-                    notes.append(_left_out(path, others))
-            elif path.is_file():
-                found.append(path)
-            elif path.exists():
-                raise TraceError(
-                    f"{path}: a pipe or a device, which cannot be read twice; keep the trace in a file, "
-                    ".json or .json.gz, and give that"
-                )
-            else:
-                raise TraceError(f"{path}: no such file or folder")
-        except OSError as error:
-            raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from error
+            newest, others = _of_path(Path(path))
+        except TraceError as error:
+            notes.append(str(error))
+            continue
+        found += newest
+        if others:
+            notes.append(_left_out(Path(path), others))
+    if not found:
+        raise TraceError("; ".join(notes) or "no traces: no path was given; name files, or folders of them")
     return list(dict.fromkeys(found)), notes
+
+
+def _of_path(path: Path) -> tuple[list[Path], list[Path]]:
+    """The traces that a path stands for, and what else is in it. Raises: TraceError if there is none."""
+    try:
+        if path.is_dir():
+            return _newest(_inside(path))
+        if path.is_file():
+            return [path], []
+        if path.exists():
+            raise TraceError(
+                f"{path}: a pipe or a device, which cannot be read twice; keep the trace in a file, "
+                ".json or .json.gz, and give that"
+            )
+        raise TraceError(f"{path}: no such file or folder")
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def is_among(path: Path, given: Iterable[Path]) -> bool:

@@ -16,7 +16,7 @@ from .cache import load_cached, save_cached
 from .heap import give_back
 from .load import Progress, read_trace
 from .source import Limits
-from .tables import Trace, job_of
+from .tables import Trace, job_of, rank_of
 
 T = TypeVar("T")
 Told = Callable[[int, int], None]
@@ -44,6 +44,8 @@ class Done(Generic[T]):
 
     path: Path
     rank: int
+    is_named: bool
+    """Whether the rank is that of the file's name, because the file itself says none."""
     world_size: int | None
     notes: tuple[str, ...]
     num_bytes: int
@@ -191,6 +193,7 @@ def _one(
     return Done(
         path=path,
         rank=-1 if trace.rank is None else trace.rank,
+        is_named=rank_of(trace.header) is None,
         world_size=size if isinstance(size, int) else None,
         notes=trace.notes,
         num_bytes=trace.num_bytes,
@@ -206,8 +209,8 @@ def _with_ranks(made: list[Done[T]], files: Sequence[Path], problems: list[str])
     for each in (each for each in made if each.rank >= 0):
         if each.rank in taken:
             problems.append(
-                f"{each.path}: says that it is rank {each.rank}, as {taken[each.rank].path} does, and was left out; "
-                "give the traces of one job, one file a rank"
+                f"{each.path}: {'is named' if each.is_named else 'says that it is'} rank {each.rank}, as is"
+                f" {taken[each.rank].path}, and was left out; give the traces of one job, one file a rank"
             )
         else:
             taken[each.rank] = each

@@ -24,6 +24,12 @@ def job_of(header: Mapping[str, Any]) -> Mapping[str, Any]:
     return cast(dict[str, Any], info) if isinstance(info, dict) else {}
 
 
+def rank_of(header: Mapping[str, Any]) -> int | None:
+    """The rank that a header says; None if it says none."""
+    rank = job_of(header).get("rank")
+    return rank if isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < 1 << 31 else None
+
+
 def version_of(path: Path) -> tuple[int, int] | None:
     """Size and time of change (ns) of a file; None if it cannot be looked at."""
     try:

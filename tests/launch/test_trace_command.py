@@ -76,6 +76,19 @@ def test_the_report_and_the_annotated_trace_are_written(traces: Path, tmp_path: 
     assert main(["trace", str(again), "--no-cache"]) == 0
 
 
+def test_the_annotated_trace_is_the_first_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    (folder / "rank-0.json").write_text("")
+    for rank in (1, 2):
+        event = EVENTS[1] | {"name": f"gemm of rank {rank}"}
+        (folder / f"rank-{rank}.json").write_text(json.dumps({"traceEvents": [EVENTS[0], event]}))
+    again = tmp_path / "again.json"
+    assert main(["trace", str(folder), "--no-cache", "--processes", "1", "--perfetto", str(again)]) == 0
+    assert "rank-0.json: empty" in capsys.readouterr().out
+    assert "gemm of rank 1" in again.read_text()
+
+
 def test_two_runs_are_compared(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = (str(traces / f"rank-{rank}.json.gz") for rank in (0, 1))
     assert main(["trace", one, "--against", one]) == 0

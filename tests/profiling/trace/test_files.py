@@ -4,23 +4,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stepladder.profiling.trace.analysis import analyse, of_steps
+import pytest
+
+from stepladder.profiling.errors import TraceError
+from stepladder.profiling.trace.analysis import Analysis, analyse, of_steps
 from stepladder.profiling.trace.job import Reading
 from stepladder.profiling.trace.one_job import Recorded, doubts
 
 SECOND = 10**9
 
 
-def trace(path: Path, rank: int, *, step: int = 3, ts: float = 0) -> None:
+def trace(path: Path, rank: int | None, *, step: int = 3, ts: float = 0) -> None:
     events: list[dict[str, Any]] = [
         {"ph": "X", "cat": "user_annotation", "name": f"ProfilerStep#{step}", "pid": 1, "tid": 1, "ts": ts, "dur": 9},
         {"ph": "X", "cat": "kernel", "name": "gemm", "pid": 0, "tid": 7, "ts": ts + 1, "dur": 5, "args": {"stream": 7}},
     ]
-    path.write_text(json.dumps({"distributedInfo": {"rank": rank, "world_size": 2}, "traceEvents": events}))
+    job = {} if rank is None else {"distributedInfo": {"rank": rank, "world_size": 2}}
+    path.write_text(json.dumps(job | {"traceEvents": events}))
+
+
+def analysed(paths: Any) -> Analysis:
+    return analyse(paths, (of_steps,), reading=Reading(cache=False, num_processes=1))
 
 
 def notes(folder: Path) -> list[str]:
-    return list(analyse([folder], (of_steps,), reading=Reading(cache=False, num_processes=1)).notes)
+    return list(analysed([folder]).notes)
 
 
 def test_files_that_are_left_out_of_a_folder_are_named(tmp_path: Path) -> None:
@@ -44,6 +52,40 @@ def test_windows_of_different_steps_and_times_are_said_to_be(tmp_path: Path) -> 
     trace(tmp_path / "rank-1.step-100.pt.trace.json", 1, step=100, ts=5e6)
     (note,) = notes(tmp_path)
     assert "the trace of rank 1 begins 5.0 s after that of rank 0 ends" in note
+
+
+def test_a_path_without_a_trace_is_said_and_the_others_are_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    trace(tmp_path / "rank-0.json", 0)
+    paths = [tmp_path / "empty", tmp_path / "nowhere.json", tmp_path / "rank-0.json"]
+    found = analysed(paths)
+    assert (found.ranks, found.files) == ([0], paths[2:])
+    empty, nowhere = found.notes
+    assert "no trace in this folder" in empty
+    assert "nowhere.json: no such file or folder" in nowhere
+    with pytest.raises(TraceError, match=r"no trace in this folder.*no such file or folder"):
+        analysed(paths[:2])
+
+
+def test_the_rank_of_a_name_is_its_last_and_not_that_of_a_lora(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        trace(tmp_path / f"lora-rank16-rank-{rank}.json", None)
+    found = analysed(tmp_path)
+    assert (found.ranks, found.notes) == ([0, 1], [])
+    trace(tmp_path / "run2_rank1.json", None)
+    (note,) = notes(tmp_path)
+    assert "run2_rank1.json: is named rank 1, as is" in note
+    trace(tmp_path / "run2_rank1.json", 1)
+    (note,) = notes(tmp_path)
+    assert "run2_rank1.json: says that it is rank 1, as is" in note
+
+
+def test_one_path_need_not_be_in_a_list_nor_be_a_path_and_none_is_said_to_be_missing(tmp_path: Path) -> None:
+    trace(tmp_path / "rank-1.json", 1)
+    for paths in (tmp_path, str(tmp_path), [str(tmp_path / "rank-1.json")], (tmp_path,)):
+        assert analysed(paths).ranks == [1]
+    with pytest.raises(TraceError, match="no path was given"):
+        analysed([])
 
 
 def test_ranks_of_one_job_raise_no_doubts_and_those_of_several_do() -> None:
