@@ -1,11 +1,14 @@
 """A cluster as arrays: which node, slot, adapter and switches each device has, and what a byte costs there."""
 
+from itertools import permutations
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .binding import adapters_of
 from .cluster import Cluster
 from .inside import Inside
+from .value import Topology
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -18,23 +21,24 @@ class Machine:
         self.cluster = cluster
         self.insides: list[Inside] = []
         self.class_of_node: list[int] = []
-        """Nodes with equal topologies are of one class."""
+        """Nodes whose links, NUMA nodes and adapters are equal are of one class, whatever they are called."""
         self.first_device = [0]
         known: dict[int, int] = {}
+        classes: dict[object, int] = {}
         for node in cluster.nodes:
             key = id(node.topology)
             if key not in known:
-                same = next((i for i, each in enumerate(self.insides) if each.topology == node.topology), None)
-                if same is None:
-                    same = len(self.insides)
+                number = known[key] = classes.setdefault(_shape(node.topology), len(classes))
+                if number == len(self.insides):
                     self.insides.append(Inside(node.topology))
-                known[key] = same
             self.class_of_node.append(known[key])
             self.first_device.append(self.first_device[-1] + len(node.topology.gpus))
         sizes = np.array([len(node.topology.gpus) for node in cluster.nodes])
         self.node: Integers = np.repeat(np.arange(len(sizes)), sizes)
         self.slot: Integers = np.arange(self.node.size) - np.repeat(np.array(self.first_device[:-1]), sizes)
-        self.kind: Integers = np.array(self.class_of_node)[self.node]
+        self.kind_of_node: Integers = np.array(self.class_of_node)
+        self.kind: Integers = self.kind_of_node[self.node]
+        self._pair_uses: dict[bool, Floats] = {}
         self._stack_pairs()
         self._number_adapters()
         self._number_switches()
@@ -55,6 +59,20 @@ class Machine:
         for number, inside in enumerate(self.insides):
             for resource, capacity in enumerate(inside.capacity):
                 self.resource_s_per_byte[number, resource] = 1 / capacity
+
+    def pair_uses(self, *, both_ways: bool) -> Floats:
+        """Shared resources of a byte from one device to another of its machine, by class, slot, slot and resource.
+
+        Bytes that come back use the other side's way up as well.
+        """
+        if both_ways not in self._pair_uses:
+            uses: Floats = np.zeros((*self.pair_s_per_byte.shape, self.num_resources))
+            for number, inside in enumerate(self.insides):
+                for i, j in permutations(range(inside.size), 2) if inside.capacity else ():
+                    own = [each for each in inside.between(i, j) if both_ways or each in inside.resources[i]]
+                    uses[number, i, j, own] = 1.0
+            self._pair_uses[both_ways] = uses
+        return self._pair_uses[both_ways]
 
     def _number_adapters(self) -> None:
         """An adapter for each device; nodes of one class and with the same devices share the answer."""
@@ -98,3 +116,17 @@ class Machine:
         """The system's name of the adapter of a device; None if its machine has none."""
         nic = self._chosen[node].get(gpu)
         return None if nic is None else self.cluster.nodes[node].topology.nics[nic].device
+
+
+def _shape(topology: Topology) -> object:
+    """All that a placement depends on, to be hashed: links of GPUs, NUMA nodes, adapters; no name, UUID or bus id."""
+    return (
+        topology.switched,
+        tuple(gpu.numa_node for gpu in topology.gpus),
+        tuple(nic.numa_node for nic in topology.nics),
+        tuple(
+            (link.kind, link.bandwidth_bytes_s, link.latency_s)
+            for row in topology.links[: len(topology.gpus)]
+            for link in row
+        ),
+    )

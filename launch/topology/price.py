@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .demand import Mesh, Pattern, Traffic
 from .machine import Floats, Integers, Machine
+
+_MOST_AT_ONCE = 1 << 17
+"""Ranks priced in one go, so that arrays stay small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,45 +41,60 @@ class Pricer:
     def __init__(self, machine: Machine, mesh: Mesh, traffic: Sequence[Traffic]) -> None:
         self.machine, self.mesh, self.traffic = machine, mesh, tuple(traffic)
         self.groups = [np.array(mesh.groups(each.axes), dtype=np.int64) for each in self.traffic]
-        self.num_priced = 0
 
     def price(self, devices: Integers) -> Price:
         """Of the devices of all ranks, in the order of ranks."""
-        self.num_priced += 1
-        total = spread = 0.0
-        each_s: list[float] = []
+        seconds, spread, by_traffic = self._prices(devices[None])
+        return Price(
+            seconds=float(seconds[0]), spread=float(spread[0]), by_traffic=tuple(float(each[0]) for each in by_traffic)
+        )
+
+    def prices(self, devices: Integers) -> tuple[Floats, Floats]:
+        """Seconds and spread of many assignments at once, one a row: each as if the cluster were its own."""
+        step = max(1, _MOST_AT_ONCE // devices.shape[1])
+        parts = [self._prices(devices[at : at + step])[:2] for at in range(0, len(devices), step)]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    def _prices(self, devices: Integers) -> tuple[Floats, Floats, list[Floats]]:
+        total, spread = np.zeros(len(devices)), np.zeros(len(devices))
+        each_s: list[Floats] = []
         for traffic, groups in zip(self.traffic, self.groups, strict=True):
-            slowest, mean = _Exchange(self.machine, traffic, devices[groups]).seconds()
+            slowest, mean = _Exchange(self.machine, traffic, devices[:, groups]).seconds()
             each_s.append(slowest)
             total += traffic.weight * slowest
             spread += traffic.weight * mean
-        return Price(seconds=total, spread=spread, by_traffic=tuple(each_s))
+        return total, spread, each_s
 
 
 class _Exchange:
-    """One traffic of one assignment."""
+    """One traffic of several assignments, each on a copy of the cluster: devices by assignment, group and member."""
 
     def __init__(self, machine: Machine, traffic: Traffic, devices: Integers) -> None:
-        self.machine, self.traffic, self.devices = machine, traffic, devices
-        self.num_groups, self.size = devices.shape
+        self.machine, self.traffic = machine, traffic
+        self.num_copies, groups_each, self.size = devices.shape
+        self.num_groups = self.num_copies * groups_each
+        self.devices = devices.reshape(self.num_groups, self.size)
+        self.copy: Integers = np.repeat(np.arange(self.num_copies), groups_each)
+        """Of each group."""
         self.bytes = traffic.link_bytes(self.size)
         self.latency: Floats = np.zeros(self.num_groups)
         self.link_s: Floats = np.zeros(self.num_groups)
         """Of each group's slowest link."""
-        self.shared_s = 0.0
-        """Of the most loaded shared resource."""
+        self.shared_s: Floats = np.zeros(self.num_copies)
+        """Of the most loaded shared resource of each copy."""
 
-    def seconds(self) -> tuple[float, float]:
-        """Of the slowest group, and the mean of all."""
+    def seconds(self) -> tuple[Floats, Floats]:
+        """Of the slowest group, and the mean of all, in each copy."""
         if self.size == 1 or self.traffic.payload_bytes == 0 == self.traffic.num_collectives:
-            return 0.0, 0.0
+            return self.shared_s, self.shared_s
         if self.traffic.pattern.is_unordered:
             self._sets()
         else:
             self._pairs()
         hops = self.traffic.num_hops(self.size)
-        slowest = hops * float(self.latency.max()) + max(float(self.link_s.max()), self.shared_s)
-        return slowest, float((hops * self.latency + self.link_s).mean())
+        latency, link_s = (each.reshape(self.num_copies, -1) for each in (self.latency, self.link_s))
+        slowest = hops * latency.max(axis=1) + np.maximum(link_s.max(axis=1), self.shared_s)
+        return slowest, (hops * latency + link_s).mean(axis=1)
 
     def _sets(self) -> None:
         machine, devices = self.machine, self.devices
@@ -111,25 +130,38 @@ class _Exchange:
         several = np.flatnonzero(counts > 1)
         if not several.size:
             return
-        kinds = np.array(machine.class_of_node)[at[several]]
-        loads = np.zeros(len(machine.cluster.nodes) * machine.num_resources)
-        for kind in set(kinds.tolist()):
-            those = several[kinds == kind]
-            unique, which = np.unique(masks[those], return_inverse=True)
-            inside = machine.insides[kind]
-            locals_ = [inside.ring(mask) if ring else inside.all_to_all(mask) for mask in unique.tolist()]
+        group, at = group[several], at[several]
+        unique, which = np.unique(masks[several], return_inverse=True)
+        # Pairs of a class and a mask, of which there are few however many the machines are.
+        pairs, which = np.unique(machine.kind_of_node[at] * unique.size + which, return_inverse=True)
+        insides = [machine.insides[kind] for kind in (pairs // unique.size).tolist()]
+        locals_ = [
+            inside.ring(mask) if ring else inside.all_to_all(mask)
+            for inside, mask in zip(insides, unique[pairs % unique.size].tolist(), strict=True)
+        ]
+        per_byte = np.array([local.seconds_per_byte for local in locals_])[which]
+        np.maximum.at(self.link_s, group, per_byte * self.bytes)
+        np.maximum.at(self.latency, group, np.array([local.latency_s for local in locals_])[which])
+        if any(local.shared for local in locals_):
+            uses = np.zeros((len(locals_), machine.num_resources))
             for number, local in enumerate(locals_):
-                for resource, uses in local.shared:
-                    nodes = at[those[which == number]]
-                    np.add.at(loads, nodes * machine.num_resources + resource, uses * self.bytes)
-            per_byte = np.array([local.seconds_per_byte for local in locals_])[which]
-            np.maximum.at(self.link_s, group[those], per_byte * self.bytes)
-            np.maximum.at(self.latency, group[those], np.array([local.latency_s for local in locals_])[which])
-        self._load_resources(loads)
+                for resource, number_of_uses in local.shared:
+                    uses[number, resource] = number_of_uses
+            self._load_resources(self.copy[group], at, uses[which] * self.bytes)
 
-    def _load_resources(self, loads: Floats) -> None:
-        per_byte = self.machine.resource_s_per_byte[np.array(self.machine.class_of_node)]
-        self.shared_s = max(self.shared_s, float((loads.reshape(per_byte.shape) * per_byte).max()))
+    def _load_resources(self, copy: Integers, at: Integers, bytes_: Floats) -> None:
+        """Bytes by resource on nodes of copies."""
+        per_byte = self.machine.resource_s_per_byte[self.machine.kind_of_node]
+        num_nodes, num_resources = per_byte.shape
+        first = (copy * num_nodes + at) * num_resources
+        loads = np.bincount(
+            (first[:, None] + np.arange(num_resources)).ravel(), bytes_.ravel(), self.num_copies * per_byte.size
+        )
+        self._share((loads.reshape(-1, *per_byte.shape) * per_byte).reshape(self.num_copies, -1))
+
+    def _share(self, seconds: NDArray[np.floating[Any]]) -> None:
+        """Seconds of shared resources, by copy and resource."""
+        np.maximum(self.shared_s, seconds.max(axis=1), out=self.shared_s)
 
     def _hop(self, group: Integers, at: Integers, rails: Integers, first: Integers) -> None:
         """Switches and rails between the segments of a ring, each to the next."""
@@ -142,21 +174,21 @@ class _Exchange:
         following = np.arange(1, group.size + 1)
         following[np.r_[starts[1:], group.size] - 1] = starts
         there = at[following]
-        self._climb(at, there, np.full(at.size, self.bytes))
+        self._climb(self.copy[group], at, there)
         if cross is not None:
             number = np.maximum(1, _num_bits(rails))
             apart = 1 - _num_bits(rails & rails[following]) / number
             seconds = np.where(at != there, apart * self.bytes / number, 0.0) / cross
             np.maximum.at(self.link_s, group, seconds)
 
-    def _climb(self, here: Integers, there: Integers, bytes_: Floats) -> None:
+    def _climb(self, copy: Integers, here: Integers, there: Integers) -> None:
         """Bytes from nodes to nodes on the ways up of the switches that they do not share, and down again."""
         for switch, per_byte in self.machine.switches:
-            a, b = switch[here], switch[there]
+            a, b, number = switch[here], switch[there], int(switch.max()) + 1
             apart = a != b
             for side in (a, b):
-                loads = np.bincount(side[apart], bytes_[apart], minlength=int(switch.max()) + 1)
-                self.shared_s = max(self.shared_s, float(loads.max()) * per_byte)
+                uses = np.bincount((copy * number + side)[apart], minlength=self.num_copies * number)
+                self._share(uses.reshape(self.num_copies, -1) * (self.bytes * per_byte))
 
     def _scatter(self) -> None:
         """An all-to-all on the ways up of switches."""
@@ -165,21 +197,25 @@ class _Exchange:
             size = int(switch.max()) + 1
             key = (np.arange(self.num_groups)[:, None] * size + below).ravel()
             unique, counts = np.unique(key, return_counts=True)
-            loads = np.bincount(unique % size, self.bytes * counts * (self.size - counts), minlength=size)
-            self.shared_s = max(self.shared_s, float(loads.max()) * per_byte)
+            where = self.copy[unique // size] * size + unique % size
+            loads = np.bincount(where, self.bytes * counts * (self.size - counts), minlength=self.num_copies * size)
+            self._share(loads.reshape(self.num_copies, -1) * per_byte)
 
     def _pairs(self) -> None:
         machine = self.machine
         closed = self.traffic.pattern is Pattern.RING
         here = self.devices if closed else self.devices[:, :-1]
         there = np.roll(self.devices, -1, axis=1) if closed else self.devices[:, 1:]
+        copy = np.broadcast_to(self.copy[:, None], here.shape)
         same = machine.node[here] == machine.node[there]
         index = machine.kind[here], machine.slot[here], np.where(same, machine.slot[there], machine.slot[here])
         local_s = np.where(same, machine.pair_s_per_byte[index] * self.bytes, 0.0)
         self.link_s = local_s.max(axis=1)
         latency = np.where(same, machine.pair_latency_s[index], machine.cluster.network.latency_s)
         self.latency = latency.max(axis=1)
-        self._pair_resources(here[same], there[same])
+        if same.any() and any(inside.capacity for inside in machine.insides):
+            uses = machine.pair_uses(both_ways=not closed)[tuple(each[same] for each in index)]
+            self._load_resources(copy[same], machine.node[here[same]], uses * self.bytes)
         if same.all():
             return
         out = np.zeros(self.devices.shape)
@@ -188,8 +224,8 @@ class _Exchange:
             out[:, 1:] += np.where(same, 0.0, self.bytes)
         self._send(out)
         away = ~same
-        a, b = machine.node[here[away]], machine.node[there[away]]
-        self._climb(*((a, b) if closed else (np.r_[a, b], np.r_[b, a])), np.full(a.size * (2 - closed), self.bytes))
+        a, b, of = machine.node[here[away]], machine.node[there[away]], copy[away]
+        self._climb(*((of, a, b) if closed else (np.r_[of, of], np.r_[a, b], np.r_[b, a])))
         cross = machine.cluster.network.cross_rail_bytes_s
         if cross is not None:
             apart = away & (machine.rail[here] != machine.rail[there])
@@ -199,22 +235,10 @@ class _Exchange:
         """Bytes that ranks send to other machines, through their adapters."""
         machine, devices = self.machine, self.devices
         np.maximum(self.link_s, (out * machine.to_adapter_s_per_byte[devices]).max(axis=1), out=self.link_s)
-        loads = np.bincount(machine.adapter[devices].ravel(), out.ravel(), machine.adapter_s_per_byte.size)
-        self.shared_s = max(self.shared_s, float((loads * machine.adapter_s_per_byte).max()))
-
-    def _pair_resources(self, here: Integers, there: Integers) -> None:
-        machine = self.machine
-        if not any(inside.capacity for inside in machine.insides) or not here.size:
-            return
-        loads: Any = np.zeros(len(machine.cluster.nodes) * machine.num_resources)
-        both = np.stack([machine.node[here], machine.slot[here], machine.slot[there]], axis=1)
-        unique, counts = np.unique(both, axis=0, return_counts=True)
-        for (node, i, j), count in zip(unique.tolist(), counts.tolist(), strict=True):
-            inside = machine.insides[machine.class_of_node[node]]
-            for resource in inside.between(i, j):
-                if self.traffic.pattern is Pattern.NEIGHBOURS or resource in inside.resources[i]:
-                    loads[node * machine.num_resources + resource] += count * self.bytes
-        self._load_resources(loads)
+        number = machine.adapter_s_per_byte.size
+        where = self.copy[:, None] * number + machine.adapter[devices]
+        loads = np.bincount(where.ravel(), out.ravel(), self.num_copies * number)
+        self._share(loads.reshape(self.num_copies, -1) * machine.adapter_s_per_byte)
 
 
 def _num_bits(masks: Integers) -> Integers:

@@ -164,13 +164,16 @@ def _seats(machine: Machine, devices: Integers, cpus: Mapping[str, HostCpus]) ->
     for node, slot in zip(machine.node[devices].tolist(), machine.slot[devices].tolist(), strict=True):
         used.setdefault(node, []).append(slot)
     cores: dict[tuple[int, int], tuple[int, ...]] = {}
-    known: dict[tuple[int, tuple[int, ...], HostCpus], dict[int, tuple[int, ...]]] = {}
+    known: dict[object, dict[int, tuple[int, ...]]] = {}
     for number, gpus in used.items():
         node = machine.cluster.nodes[number]
         host = cpus.get(node.name, HostCpus())
-        key = (machine.class_of_node[number], tuple(sorted(gpus)), host)
+        inside, mine = node.topology, sorted(gpus)
+        # All that cores depend on; machines of a class may differ in it, as where cpusets do.
+        near = tuple((gpu.numa_nodes, gpu.cpus) for gpu in inside.gpus)
+        key = (near, inside.numa_nodes, tuple(mine), host)
         if key not in known:
-            known[key] = cores_of(node.topology, key[1], allowed=host.allowed, siblings=host.siblings)
+            known[key] = cores_of(inside, mine, allowed=host.allowed, siblings=host.siblings)
         cores.update({(number, gpu): own for gpu, own in known[key].items()})
     found: list[Seat] = []
     for rank, (number, gpu) in enumerate(
