@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ExitCode, UsageError
+from .outputs import check_target, show, show_text, writing
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -45,11 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, given: Sequence[str]) -> int:
     """Find the placement, print it, keep it. Raises: UsageError."""
+    from ..profiling.capture import publish
     from . import recipe as recipes
     from .placement.picture import lines_of
     from .placement.traffic import mesh_of, traffic_of
     from .topology import TopologyError
 
+    if options.out is not None:
+        check_target(options.out)
     recipe = recipes.read(options.recipe, options.overrides)
     try:
         cluster, cpus = _machines(options)
@@ -62,22 +66,18 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     text = json.dumps(found.to_json() | {"recipe": recipe.name}, indent=1)
     if options.out is not None:
-        try:
-            options.out.write_text(text + "\n")
-        except OSError as error:
-            raise UsageError(
-                f"--out {options.out}: cannot be written ({error.strerror}); choose another file"
-            ) from error
+        with writing(options.out):
+            publish(options.out, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
     if options.json:
-        print(text)
+        show_text(text)
         return ExitCode.DONE
     axes = " x ".join(f"{name} {size}" for name, size in zip(found.mesh.names, found.mesh.sizes, strict=True))
-    print(f"mesh        {axes} on {len(cluster.nodes)} machines with {cluster.num_usable} usable devices")
-    print(*lines_of(found, traffic), sep="\n")
     notes = dict.fromkeys(note for node in cluster.nodes for note in node.topology.notes)
-    print(*(f"note        {note}" for note in notes), sep="\n", end="\n" if notes else "")
+    lines = [f"mesh        {axes} on {len(cluster.nodes)} machines with {cluster.num_usable} usable devices"]
+    lines += [*lines_of(found, traffic), *(f"note        {note}" for note in notes)]
     if options.out is not None:
-        print(f"kept        {options.out}; use it with: stepladder run {options.recipe} --placement {options.out}")
+        lines += [f"kept        {options.out}; use it with: stepladder run {options.recipe} --placement {options.out}"]
+    show(lines)
     return ExitCode.DONE
 
 

@@ -3,17 +3,21 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..profiling.trace.spelling import printable
 from .errors import ExitCode, UsageError
+from .outputs import show, show_text
 
 if TYPE_CHECKING:
     from .topology import Topology
 
 _MOST_RANKS = 32
+_COLOUR = re.compile(r"(\x1b\[\d{1,2}m)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,12 +69,22 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
         raise UsageError(str(error)) from error
     if options.json:
         islands = [island.to_json() for island in islands_of(topology)]
-        print(json.dumps(topology.to_json() | {"islands": islands, "oddities": list(odd)}, indent=1))
+        show_text(json.dumps(topology.to_json() | {"islands": islands, "oddities": list(odd)}, indent=1))
         return ExitCode.DONE
     from .topology.picture import draw
 
-    print(*draw(topology, odd, colour=_has_colours()), *told, sep="\n")
+    colour = _has_colours()
+    lines = [*draw(topology, odd, colour=colour), *told]
+    if colour:
+        show_text("\n".join(map(_painted, lines)))
+    else:
+        show(lines)
     return ExitCode.DONE
+
+
+def _painted(line: str) -> str:
+    """A line with the drawing's colours, and with nothing else that a terminal would obey."""
+    return "".join(part if _COLOUR.fullmatch(part) else printable(part) for part in _COLOUR.split(line))
 
 
 def _at_least_two(ranks: int) -> int:

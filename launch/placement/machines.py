@@ -12,6 +12,8 @@ from ..topology.matrix import read_file
 
 _MOST_NODES = 16_384
 _LINKS = ("adapter", "latency", "cross_rail", "uplink")
+_SPEED, _LATENCY = (1e3, 1e15, "bytes per second"), (0.0, 60.0, "seconds")
+"""Beyond them a step's seconds would be no number; a modem and a link to the moon are within."""
 _LINK_HELP = "write bytes per second and seconds, as adapter=50e9,latency=14e-6,uplink=400e9"
 
 
@@ -24,11 +26,11 @@ class Described:
     hosts: tuple[str, ...] = ()
     num_nodes: int | None = None
     links: str = ""
-    switches: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Of a host, outermost first: `spine0/leaf3`."""
-    failed: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Numbers of GPUs of a host, as `0,4-6`."""
-    reserved: Mapping[str, str] = field(default_factory=dict[str, str])
+    switches: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """Of a host, outermost first: `spine0/leaf3`; of each host once."""
+    failed: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """Numbers of GPUs of a host, as `0,4-6`; said several times, they add up."""
+    reserved: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
 
 def cluster_of(said: Described) -> Cluster:
@@ -63,21 +65,34 @@ def _with_state(node: Node, said: Described, names: Sequence[str]) -> Node:
     for option, given in (("--failed", said.failed), ("--reserved", said.reserved), ("--switches", said.switches)):
         unknown = next((name for name in given if name not in names), None)
         if unknown is not None:
-            raise TopologyError(f"{option} {shown(unknown)}: no such host; the hosts are {', '.join(names[:8])}")
-    switches = tuple(each for each in said.switches.get(node.name, "").split("/") if each)
+            raise TopologyError(
+                f"{option} {shown(unknown)}: no such host; the hosts are {', '.join(map(shown, names[:8]))}"
+            )
     return replace(
         node,
         failed=_gpus("--failed", node.name, said.failed),
         reserved=_gpus("--reserved", node.name, said.reserved),
-        switches=switches,
+        switches=_switches(node.name, said.switches.get(node.name, ())),
     )
 
 
-def _gpus(option: str, name: str, given: Mapping[str, str]) -> frozenset[int]:
-    found = parse_numbers(given.get(name, ""))
-    if found is None:
-        raise TopologyError(f"{option} {name}:{shown(given[name])}: no list of GPUs; write {option} {name}:0,4-6")
+def _gpus(option: str, name: str, given: Mapping[str, Sequence[str]]) -> frozenset[int]:
+    found: set[int] = set()
+    for text in given.get(name, ()):
+        numbers = parse_numbers(text)
+        if numbers is None:
+            raise TopologyError(
+                f"{option} {shown(name)}:{shown(text)}: no list of GPUs; write {option} {shown(name)}:0,4-6"
+            )
+        found.update(numbers)
     return frozenset(found)
+
+
+def _switches(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    if len(given) > 1:
+        ways = " and ".join(shown(each) for each in given[:2])
+        raise TopologyError(f"--switches {shown(name)}: is below {ways}; a host has one way up, keep one of them")
+    return tuple(each for each in given[0].split("/") if each) if given else ()
 
 
 def network_of(links: str) -> Network:
@@ -85,34 +100,40 @@ def network_of(links: str) -> Network:
 
     Raises: TopologyError.
     """
-    network = Network()
-    for part in (each for each in links.split(",") if each):
+    found: dict[str, tuple[float, ...]] = {}
+    for part in (each.strip() for each in links.split(",") if each.strip()):
         key, _, text = part.partition("=")
-        figures: list[float] = []
+        figures: tuple[float, ...] = ()
         with contextlib.suppress(ValueError):
-            figures = [float(each) for each in text.split("/")]
+            figures = tuple(float(each) for each in text.split("/"))
         if key not in _LINKS or not figures or (key != "uplink" and len(figures) > 1):
             raise TopologyError(f"--links {shown(part)}: not one of {', '.join(_LINKS)} with its figure; {_LINK_HELP}")
-        match key:
-            case "adapter":
-                network = replace(network, adapter_bytes_s=figures[0])
-            case "latency":
-                network = replace(network, latency_s=figures[0])
-            case "cross_rail":
-                network = replace(network, cross_rail_bytes_s=figures[0])
-            case _:
-                network = replace(network, uplink_bytes_s=tuple(figures))
-    return network
+        if key in found:
+            raise TopologyError(f"--links {shown(part)}: {key} has a figure already; keep one of them")
+        least, most, unit = _LATENCY if key == "latency" else _SPEED
+        if not all(least <= figure <= most for figure in figures):  # nan neither
+            raise TopologyError(
+                f"--links {shown(part)}: no network has that, {least:g} to {most:g} {unit} is possible; {_LINK_HELP}"
+            )
+        found[key] = figures
+    given = Network()
+    return replace(
+        given,
+        adapter_bytes_s=found.get("adapter", (given.adapter_bytes_s,))[0],
+        latency_s=found.get("latency", (given.latency_s,))[0],
+        cross_rail_bytes_s=found.get("cross_rail", (given.cross_rail_bytes_s,))[0],
+        uplink_bytes_s=found.get("uplink", ()),
+    )
 
 
-def by_host(option: str, given: Sequence[str]) -> dict[str, str]:
-    """`HOST:VALUE` each. Raises: TopologyError."""
-    found: dict[str, str] = {}
+def by_host(option: str, given: Sequence[str]) -> dict[str, list[str]]:
+    """`HOST:VALUE` each, all values of a host together. Raises: TopologyError."""
+    found: dict[str, list[str]] = {}
     for each in given:
         name, colon, value = each.partition(":")
         if not (name and colon and value):
             raise TopologyError(f"{option} {shown(each)}: names no host; write {option} HOST:VALUE")
-        found[name] = value
+        found.setdefault(name, []).append(value)
     return found
 
 

@@ -1,6 +1,10 @@
 """`stepladder place`: a recipe, machines from files, and the plan that comes of them; mistakes are one sentence."""
 
+import errno
 import json
+import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ import pytest
 from topology_cases import cube_mesh, hgx, render
 
 from stepladder.launch.cli import main
+from stepladder.launch.placement.hosts import natural
 from stepladder.launch.topology import Topology, read_topology
 from stepladder.launch.topology.placement import from_json
 
@@ -64,7 +69,13 @@ def test_one_file_stands_for_all_nodes_and_failed_devices_get_no_rank(
         (["--topology", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["--topology", "{cube}", "--set", "mesh.dp_shard=16"], "mesh: 32 ranks are more than the 8 usable GPUs"),
         (["--topology", "{cube}", "--links", "speed=1"], "--links speed=1: not one of adapter, latency"),
-        (["--topology", "{cube}", "--links", "adapter=0"], "network: a bandwidth is not above 0"),
+        (["--topology", "{cube}", "--links", "adapter=0"], "--links adapter=0: no network has that, 1000"),
+        (["--topology", "{cube}", "--links", "adapter=1e-320,latency=1e308"], "--links adapter=1e-320: no network has"),
+        (["--topology", "{cube}", "--links", "latency=inf"], "--links latency=inf: no network has that, 0 to 60"),
+        (["--topology", "{cube}", "--links", "uplink=5e9/nan"], "--links uplink=5e9/nan: no network has that"),
+        (["--topology", "{cube}", "--links", "latency=1,latency=2"], "--links latency=2: latency has a figure already"),
+        (["--topology", "{cube}", "--switches", "cube:a/b", "--switches", "cube:a/c"], "--switches cube: is below a/b"),
+        (["--topology", "{cube}", "--failed", "cube:1", "--failed", "cube:x"], "--failed cube:x: no list of GPUs"),
         (["--topology", "{cube}", "--failed", "other:1"], "--failed other: no such host; the hosts are cube"),
         (["--topology", "{cube}", "--failed", "cube:x"], "--failed cube:x: no list of GPUs"),
         (["--topology", "{cube}", "--failed", "cube:9"], "GPU9 is failed or reserved, but it has 8 GPUs"),
@@ -72,7 +83,8 @@ def test_one_file_stands_for_all_nodes_and_failed_devices_get_no_rank(
         (["--topology", "{cube},{cube}", "--nodes", "3"], "2 files, 2 hosts and 3 nodes do not go together"),
         (["--topology", "{cube}", "--nodes", "0"], "--nodes 0: a cluster has 1 to"),
         (["--topology", "{cube}", "--ranks", "0"], "--ranks 0: a run needs at least 1 rank"),
-        (["--topology", "{cube}", "--out", "/nowhere/plan"], "--out /nowhere/plan: cannot be written"),
+        (["--topology", "{cube}", "--out", "/nowhere/plan"], "/nowhere/plan: the folder /nowhere does not exist"),
+        (["--topology", "{cube}", "--out", "/"], "/: is a folder; name a file in it"),
         (["--nodes", "2"], "of which machines? add --topology FILE"),
         (["--topology", "{error}"], "error.txt: "),
     ],
@@ -91,6 +103,59 @@ def test_a_mistake_is_one_sentence(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert sentence in error
+
+
+@pytest.mark.parametrize("option", ["--failed", "--reserved"])
+def test_an_option_said_twice_for_a_host_counts_twice(
+    recipe_file: Callable[..., Path], cube: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    more = [option, "dgx:2", option, "dgx:0,1", option, "dgx:1"]
+    assert place(recipe_file(TP2), "--topology", f"dgx={cube}", "--ranks", 4, "--json", *more) == 0
+    seats = json.loads(capsys.readouterr().out)["seats"]
+    assert len(seats) == 4
+    assert not {0, 1, 2} & {seat["gpu"] for seat in seats}
+
+
+def test_a_host_name_is_no_line_of_its_own(
+    recipe_file: Callable[..., Path], cube: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert place(recipe_file(TP2), "--topology", cube, "--hosts", "a\x1b[31m\nerror: run") == 0
+    said = capsys.readouterr().out
+    assert "host        a?[31m?error: run  device:rank" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_sentence_and_cuts_no_plan(
+    recipe_file: Callable[..., Path], cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, recipe = [sys.executable, "-P", "-m", "stepladder"], recipe_file(TP2)
+    for words in (["topo", cube], ["place", recipe, "--topology", cube, "--json"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*command, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "standard output: cannot be written: No space left on device" in done.stderr
+    kept = tmp_path / "plan.json"
+    kept.write_text("of yesterday")
+
+    def half(path: Path, text: str, **more: Any) -> int:
+        with path.open("w") as file:
+            file.write(text[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    assert place(recipe, "--topology", cube, "--out", kept) == 2
+    assert kept.read_text() == "of yesterday"
+    assert list(tmp_path.glob(".partial*")) == []
+
+
+def test_hosts_are_sorted_as_people_count_whatever_they_are_called() -> None:
+    many = "7" * 5_000
+    names = ["node10", f"node{many}", "node2", "node02", "²", "node", "٣", many, "9"]
+    ordered = ["9", many, "node", "node02", "node2", "node10", f"node{many}", "²", "٣"]
+    for seed in range(5):
+        random.Random(seed).shuffle(names)
+        assert sorted(names, key=natural) == ordered
 
 
 def test_a_machine_without_gpus_says_so(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from topology_cases import cube_mesh, pairs, render
 
 from stepladder.launch.cli import main
+from stepladder.launch.topology import read_topology
 
 
 def test_a_file_is_shown_with_islands_and_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +80,23 @@ def test_there_is_colour_on_a_terminal_unless_its_user_wants_none(
     text = os.read(ours, 65_536).decode()
     os.close(ours)
     assert ("\x1b[32m" in text) is colours
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_names_from_a_file_paint_and_forge_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, colour: bool
+) -> None:
+    evil = "\x1b[2J\x1b]0;title\x07\nerror: run"
+    value = read_topology(render(cube_mesh()), "topo.txt").to_json()
+    value["gpus"][0]["model"] = value["nics"][0]["device"] = evil
+    path = tmp_path / "topo.json"
+    path.write_text(json.dumps(value))
+    monkeypatch.setattr("stepladder.launch.topo_command._has_colours", lambda: colour)
+    assert main(["topo", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert ("\x1b[32m" in out) is colour
+    assert not {"\x1b", "\x07"} & set(re.sub(r"\x1b\[\d{1,2}m", "", out))
+    assert not [line for line in out.splitlines() if line.startswith("error")]
 
 
 def test_reading_a_topology_loads_neither_torch_nor_numpy(tmp_path: Path) -> None:
