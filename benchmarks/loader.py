@@ -53,7 +53,7 @@ class Arm:
 def arms(*, quick: bool) -> list[Arm]:
     """Every library without and with workers, in its usual and its fastest ways."""
     counts = (0, 2) if quick else (0, 1, 2)
-    text = [Arm("text", OURS, 0), Arm("text", OURS, 1, "thread")]
+    text = [Arm("text", OURS, 0), Arm("text", OURS, 0, "packed folder"), Arm("text", OURS, 1, "thread")]
     text += [Arm("text", "DataLoader", n, kind) for n in counts[: 1 if quick else 3] for kind in ("batched", "usual")]
     text += [Arm("text", "datasets", n, kind) for n in counts[: 1 if quick else 3] for kind in ("numpy", "torch")]
     text += [Arm("text", "WebDataset", n) for n in counts]

@@ -62,11 +62,14 @@ def stepladder(workload: str, folder: Path, workers: int, kind: str) -> Batches:
     from stepladder.trainer.data.shards.config import ShardsConfig
     from stepladder.trainer.data.shards.source import open_images
     from stepladder.trainer.data.source import PackedBytes
+    from stepladder.trainer.data.token_source import TokenWindows
     from stepladder.trainer.data.wanted import Wanted
 
     if workload == "text":
         raw = np.memmap(folder / "text.u8", dtype=np.uint8, mode="c")
         source: Any = PackedBytes(torch.from_numpy(raw), TEXT_LENGTH, "text")
+        if kind == "packed folder":
+            source = TokenWindows(raw, None, TEXT_LENGTH, "text")
     else:
         wanted = Wanted(sequence_length=1, vocab_size=0, seed=0, device=torch.device("cpu"))
         table = ShardsConfig(paths=(str(folder / "shards" / "*.tar"),), image_size=IMAGE_SIZE, held_out=1e-9)
