@@ -51,7 +51,7 @@ def read_plan(mode: str) -> Placement | None:
     if mode in _WITHOUT_FILE:
         return None
     try:
-        with Path(mode).open(encoding="utf-8", errors="replace") as file:
+        with Path(mode).open(encoding="utf-8-sig", errors="replace") as file:
             return from_json(file.read(_MOST_CHARACTERS), mode)
     except OSError as error:
         raise UsageError(

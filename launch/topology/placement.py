@@ -1,15 +1,18 @@
 """A placement: which rank sits on which device of which host, with its cores and adapter, and what that is worth."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from .cpu_list import format_numbers, parse_numbers
 from .demand import Mesh
 from .errors import TopologyError, shown
 
 FORMAT = 1
+_MOST, _MOST_AXES = 1_000_000_000, 32
+"""Of ranks, devices and nodes: numbers of more digits cost time, and nobody has so many."""
 WORTH = 0.02
 """Gain below which rank order is as good: the model is not that exact."""
 
@@ -82,38 +85,72 @@ class Placement:
 def from_json(text: str, source: str) -> Placement:
     """The placement in a text. Raises: TopologyError, one sentence."""
     try:
-        found = json.loads(text)
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        found: Any = json.loads(text)
+        if not isinstance(found, dict) or cast(dict[str, Any], found).get("format") != FORMAT:
             raise TopologyError(f"{source}: this is no placement of format {FORMAT}; make it again")
-        whole: dict[str, Any] = found
+        whole = cast(dict[str, Any], found)
         seats = tuple(_seat(each) for each in whole["seats"])
-        costs = tuple(TrafficCost(**each) for each in whole["costs"])
-        mesh = Mesh.of({str(name): int(size) for name, size in whole["mesh"].items()})
-        figures = {key: float(whole[key]) for key in ("seconds", "rank_order_s", "bound_s")}
-        exact = bool(whole["exact"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        mesh = Mesh.of({name: _whole(size, f"mesh.{name}", least=1) for name, size in whole["mesh"].items()})
+        if len(mesh.names) > _MOST_AXES:
+            raise ValueError(f"a mesh of {len(mesh.names)} axes")
+        if not isinstance(whole["exact"], bool):
+            raise ValueError(f"exact = {whole['exact']}")
+        costs = tuple(
+            TrafficCost(name=_text(each["name"], "name"), **_figures(each, "weight", "seconds", "rank_order_s"))
+            for each in whole["costs"]
+        )
+        placement = Placement(
+            mesh=mesh,
+            seats=seats,
+            costs=costs,
+            exact=whole["exact"],
+            **_figures(whole, "seconds", "rank_order_s", "bound_s"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise TopologyError(f"{source}: the placement is damaged ({shown(error)}); make it again") from error
     check_seats(mesh, seats, source)
-    return Placement(mesh=mesh, seats=seats, costs=costs, exact=exact, **figures)
+    return placement
 
 
 def _seat(value: dict[str, Any]) -> Seat:
-    cpus = parse_numbers(str(value["cpus"]))
-    optional = {key: value[key] if value[key] is None else str(value[key]) for key in ("uuid", "nic")}
+    cpus = parse_numbers(_text(value["cpus"], "cpus"))
+    if cpus is None:
+        raise ValueError(f"cpus = {value['cpus']}")
+    optional = {key: None if value[key] is None else _text(value[key], key) for key in ("uuid", "nic")}
     node = value["numa_node"]
     return Seat(
-        rank=int(value["rank"]),
-        host=str(value["host"]),
-        gpu=int(value["gpu"]),
-        numa_node=None if node is None else int(node),
-        cpus=() if cpus is None else cpus,
+        rank=_whole(value["rank"], "rank"),
+        host=_text(value["host"], "host"),
+        gpu=_whole(value["gpu"], "gpu"),
+        numa_node=None if node is None else _whole(node, "numa_node"),
+        cpus=cpus,
         **optional,
     )
 
 
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{key} = {value}")
+    return value
+
+
+def _whole(value: Any, key: str, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= _MOST:  # True and 0.9 are numbers to Python
+        raise ValueError(f"{key} = {float(value):.3g}" if type(value) is int else f"{key} = {value}")
+    return value
+
+
+def _figures(value: dict[str, Any], *keys: str) -> dict[str, float]:
+    for key in keys:
+        if type(value[key]) not in (int, float) or not 0 <= float(value[key]) < math.inf:
+            raise ValueError(f"{key} = {value[key]}")
+    return {key: float(value[key]) for key in keys}
+
+
 def check_seats(mesh: Mesh, seats: Sequence[Seat], source: str) -> None:
     """Raises: TopologyError unless every rank of the mesh has one seat of its own."""
-    if [seat.rank for seat in seats] != list(range(mesh.num_ranks)):
+    # Told first, for a damaged mesh may have more ranks than fit in memory.
+    if len(seats) != mesh.num_ranks or [seat.rank for seat in seats] != list(range(mesh.num_ranks)):
         raise TopologyError(
             f"{source}: {len(seats)} seats are not those of ranks 0 to {mesh.num_ranks - 1}; make it again"
         )

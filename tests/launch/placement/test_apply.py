@@ -1,13 +1,15 @@
 """Real processes take their seats: through a real store, with real CPUs, in a real run."""
 
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from stepladder.launch.placement.apply import bind_cpus, read_plan
 from stepladder.launch.placement.meeting import Met, meet
 from stepladder.launch.placement.reports import Report, report_here
 from stepladder.launch.ranks import Ranks
+from stepladder.profiling.trace.spelling import printable
 
 
 def free_port() -> int:
@@ -115,6 +118,49 @@ def test_a_bad_plan_is_one_sentence_before_anything_starts(
         done = stepladder("run", tiny, "--placement", path, "--out", tmp_path / "run")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "sentence"),
+    [
+        (("seats", 0, "gpu"), math.inf, "the placement is damaged (gpu = inf)"),
+        (("seats", 0, "gpu"), 10**4000, "the placement is damaged ("),
+        (("seats", 0, "gpu"), 0.9, "the placement is damaged (gpu = 0.9)"),
+        (("seats", 0, "gpu"), -3, "the placement is damaged (gpu = -3)"),
+        (("seats", 0, "rank"), False, "the placement is damaged (rank = False)"),
+        (("seats", 0, "host"), 7, "the placement is damaged (host = 7)"),
+        (("seats", 0, "cpus"), "foo", "the placement is damaged (cpus = foo)"),
+        (("seats", 0, "cpus"), "0-99999999999", "the placement is damaged (cpus = 0-99999999999)"),
+        (("seats", 0, "uuid"), ["\x1b[31m"], "the placement is damaged (uuid = ["),
+        (("seconds",), 10**400, "the placement is damaged ("),
+        (("seconds",), math.nan, "the placement is damaged (seconds = nan)"),
+        (("bound_s",), -1, "the placement is damaged (bound_s = -1)"),
+        (("exact",), "no", "the placement is damaged (exact = no)"),
+        (("costs",), [{"name": 1}], "the placement is damaged (name = 1)"),
+        (("costs",), [{"name": "x", "weight": None}], "the placement is damaged (weight = None)"),
+        (("mesh", "dp_shard"), 10**9, "2 seats are not those of ranks 0 to 999999999"),
+        (("mesh", "dp_shard"), 0, "the placement is damaged (mesh.dp_shard = 0)"),
+        (("mesh",), {f"a{i}": 10**9 for i in range(5000)}, "the placement is damaged (a mesh of 5000 axes)"),
+    ],
+)
+def test_a_plan_edited_by_hand_is_one_sentence(tmp_path: Path, keys: Sequence[Any], value: Any, sentence: str) -> None:
+    seats = [{"rank": i, "host": "a", "gpu": i, "uuid": None, "numa_node": None, "cpus": "", "nic": None}
+             for i in range(2)]  # fmt: skip
+    whole: Any = {"format": 1, "mesh": {"dp_shard": 2}, "seconds": 1, "rank_order_s": 1, "bound_s": 1, "exact": True,
+                  "costs": [], "seats": seats}  # fmt: skip
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(whole))
+    assert read_plan(str(path)) is not None
+    at = whole
+    for key in keys[:-1]:
+        at = at[key]
+    at[keys[-1]] = value
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UsageError) as caught:
+        read_plan(str(path))
+    assert len(caught.value.problems) == 1
+    assert sentence in caught.value.problems[0]
+    assert printable(caught.value.problems[0]) == caught.value.problems[0]
 
 
 _LOADER = """
