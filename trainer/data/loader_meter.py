@@ -51,7 +51,8 @@ class LoaderTimes:
     @staticmethod
     def of(told: Mapping[str, Any]) -> "LoaderTimes":
         """What `loader.json` tells of a rank. Raises: KeyError, TypeError."""
-        return LoaderTimes(**{**told, "skipped": tuple(told["skipped"])})
+        values: dict[str, Any] = {**told, "skipped": tuple(told["skipped"])}
+        return LoaderTimes(**values)
 
 
 @dataclass(kw_only=True)
