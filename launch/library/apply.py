@@ -56,6 +56,7 @@ class Applied:
     optimizer: "Optimizer | None"
     """Of the strategy that owns it; None if you bring your own, made from `model.parameters()`."""
     num_steps_done: int = 0
+    _made_the_group: bool = False
     _base_rates: list[float] = field(default_factory=list[float])
     _num_forward: int = 0
 
@@ -109,6 +110,14 @@ class Applied:
             follow()
         self.num_steps_done += 1
         return norm
+
+    def close(self) -> None:
+        """Leave the process group, if `apply` has made it: at the end of a script that has come to its end."""
+        if self._made_the_group:
+            import torch.distributed as dist
+
+            self._made_the_group = False
+            dist.destroy_process_group()
 
     def reports(self) -> list[str]:
         """What the strategies have to say at the end."""
@@ -170,8 +179,7 @@ def _applied(model: "nn.Module", chosen: Any, run: Run, ranks: Ranks, device: "t
     for key, (value, _) in environment(chosen, run).items():  # before anything reads it
         os.environ.setdefault(key, value)
     together = ranks.num_ranks > 1 or bool(owned_axes(chosen))
-    if together:
-        _meet(where, ranks)
+    made = together and _meet(where, ranks)
     run = replace(run, mesh=build_mesh(run.device_type, run.degrees) if together else None, device=where)
     if Axis.DP_SHARD not in owned_axes(chosen):  # what is sharded goes there piece by piece
         model = model if any(each.is_meta for each in model.parameters()) else model.to(where)
@@ -188,6 +196,7 @@ def _applied(model: "nn.Module", chosen: Any, run: Run, ranks: Ranks, device: "t
         rank=ranks.rank,
         num_ranks=data_ranks(run.degrees),
         optimizer=make(program.model) if make else None,
+        _made_the_group=made,
     )
 
 
@@ -240,17 +249,18 @@ def _own_device(device_type: str, ranks: Ranks) -> "torch.device":
     return device
 
 
-def _meet(device: "torch.device", ranks: Ranks) -> None:
-    """Make the process group, unless there is one."""
+def _meet(device: "torch.device", ranks: Ranks) -> bool:
+    """Make the process group, and say so; false if there is one."""
     import torch.distributed as dist
 
     if dist.is_initialized():
-        return
+        return False
     backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     if ranks.num_ranks == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
     else:
         dist.init_process_group(backend, device_id=bound)
+    return True
 
 
 def _spread(model: "nn.Module", device: "torch.device") -> None:

@@ -82,6 +82,7 @@ def compare(
     if segment_s <= 0:
         raise UsageError(f"segment_s = {segment_s}: must be greater than 0")
     run = _in_a_process if fresh else _here
+    gc.collect()  # so that no segment pays for what was there before
     length = run(first, None, segment_s)
     time_of = partial(_median_s, run, length, segment_s)
     medians: dict[Slot, float] = {}
@@ -123,7 +124,6 @@ def _median_s(run: Any, length: _Length, segment_s: float, call: Call) -> float:
 
 def _here(call: Call, length: _Length | None, segment_s: float) -> Any:
     """The median time of a call in a segment in this process; without a length, the length that suits it."""
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:
