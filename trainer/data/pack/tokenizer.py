@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,7 +94,8 @@ class FromFile:
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         self.name = str(path)
-        self._plain, self._special = _loaded(path, raw), _loaded(path, raw)
+        self._raw = raw
+        self._plain = _loaded(path, raw)
         self._plain.encode_special_tokens = True  # a text that mentions a special token must not end a document
         self.num_ids = 1 + max(self._plain.get_vocab(with_added_tokens=True).values(), default=-1)
         self.end_id = self._end(path, END_TOKENS if end_token is None else (end_token,))
@@ -105,6 +107,11 @@ class FromFile:
             if found is not None:
                 return found
         raise DataError(f"{path}: knows none of {', '.join(names)}; say with --end-token what stands behind a document")
+
+    @cached_property
+    def _special(self) -> Any:
+        """The same, for texts of our own: few packings need it."""
+        return _loaded(Path(self.name), self._raw)
 
     def encode(self, texts: "Sequence[str | bytes]") -> "list[Ids]":
         """All in one call, without the offsets that nobody asks for."""
