@@ -4,6 +4,7 @@ import netrc
 import os
 import secrets
 import socket
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -18,6 +19,8 @@ _REACH_S = 5.0
 """How long an address may take to accept a connection."""
 _INIT_S = 30.0
 """How long the server may take to know the run."""
+_LEAVE_S = 10.0
+"""How long wandb's own process may take to end."""
 
 
 class WeightsAndBiases:
@@ -28,6 +31,8 @@ class WeightsAndBiases:
         self._address = str(self._table.get("base_url") or os.environ.get("WANDB_BASE_URL") or PUBLIC)
         self._id = _run_id(beginning)
         os.environ["WANDB_ERROR_REPORTING"] = "false"
+        for name in ("DATA", "CACHE"):  # attachments of a run that is kept are kept with it, and not in a home folder
+            os.environ.setdefault(f"WANDB_{name}_DIR", str(beginning.run_folder / "wandb" / name.lower()))
         os.environ.setdefault("GOMAXPROCS", "1")  # of wandb's own process: the other cores train
         why = self._why_offline()
         if why is None:
@@ -35,6 +40,7 @@ class WeightsAndBiases:
                 self._run = self._start("online")
             except Exception as error:  # wandb raises its own kinds, and others
                 why = " ".join(str(error).split())[:200]
+                _leave_service()
         if why is not None:
             self._run = self._start("offline")
             self._say(f"wandb: {why}; the run is kept offline, send it with: wandb sync {self._kept}")
@@ -120,6 +126,14 @@ class WeightsAndBiases:
         for path in files:
             artifact.add_file(str(path))
         self._run.log_artifact(artifact)
+
+
+def _leave_service() -> None:
+    """End wandb's own process, which holds the id of a run that could not begin; not waiting for it for long."""
+    wandb: Any = import_module("wandb")
+    leaving = threading.Thread(target=wandb.teardown, args=(1,), daemon=True)
+    leaving.start()
+    leaving.join(_LEAVE_S)
 
 
 def _run_id(beginning: Beginning) -> str:
