@@ -14,12 +14,13 @@ from .heap import tidily
 from .memory import held_at_peak, memory_peaks, memory_timeline
 from .operations import operations, operators
 from .report import timeline_of
-from .roofline import kernel_work, roofline, utilisation
+from .roofline import kernel_work, roofline
 from .sequences import candidates
 from .steps import breakdown, host_phases
 from .stragglers import exchanges
 from .syncs import wait_sites
 from .tables import Trace, job_of
+from .utilisation import utilisation
 
 Tables = Mapping[str, pl.DataFrame]
 Maker = Callable[[Trace], Tables]

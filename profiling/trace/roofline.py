@@ -7,7 +7,6 @@ formula is for, stays unknown and is reported as a share of time.
 
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from .dtypes import in_kernel_name
@@ -15,6 +14,7 @@ from .kinds import Kind
 from .launchers import enclosing, launchers
 from .matrix_work import matrix_work
 from .peaks import Peak, device_peak
+from .segments import began_in_step
 from .shapes import call_of
 from .tables import Trace
 from .work import MATRIX, UNKNOWN, Family, Work, elementwise
@@ -38,13 +38,15 @@ _TF32 = ("tf32", "s1688", "xf32")
 def kernel_work(trace: Trace) -> pl.DataFrame:
     """One row an event on a device, by start, with the work that it does.
 
-    Columns: row, ts, dur_ns, kind, name, operator, dims, dtype, family, launch_ts, launch_ns, flops, model_flops, bytes
+    Columns: row, ts, dur_ns, device, in_step (whether it began in a step), kind, name, operator, dims, dtype, family, launch_ts, launch_ns, flops, model_flops, bytes
     (this kernel's part; null if unknown; model_flops is 0 for what is computed again), aligned (whether all sides suit
     tensor cores; null where none are used) and odd_sides (those that do not).
     """
     device = trace.device
     found = launchers(trace, device)
-    rows = device.select("row", "ts", dur_ns="dur", kind=pl.col("kind").cast(pl.String), name=pl.col("name"))
+    rows = device.select(
+        "row", "ts", pl.col("device").clip(0), in_step=began_in_step(trace, device), dur_ns="dur", kind=pl.col("kind").cast(pl.String), name=pl.col("name")
+    )  # fmt: skip
     names = trace.events["name"]
     operator = names.gather(found["operator"].clip(0)).cast(pl.String)
     rows = rows.with_columns(
@@ -72,7 +74,7 @@ def kernel_work(trace: Trace) -> pl.DataFrame:
         bytes=pl.col("call_bytes") * part,
     )
     return _with_copies(trace, rows).select(
-        "row", "ts", "dur_ns", "kind", "name", "operator", "dims", "dtype", "family", "launch_ts", "launch_ns",
+        "row", "ts", "dur_ns", "device", "in_step", "kind", "name", "operator", "dims", "dtype", "family", "launch_ts", "launch_ns",
         "flops", "model_flops", "bytes", "aligned", "odd_sides",
     )  # fmt: skip
 
@@ -153,10 +155,10 @@ def _with_copies(trace: Trace, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def roofline(trace: Trace, peak: Peak | str | None = None, work: pl.DataFrame | None = None) -> pl.DataFrame:
-    """One row a kernel and the shapes it works on, the longest first.
+    """One row a kernel, its device and the shapes it works on, the longest first.
 
-    Columns: name, operator, family, dtype, dims, count, dur_ns, median_ns, share (of the device's busy events), flops,
-    model_flops, bytes, flop_s, byte_s, intensity (operations a byte), bound, efficiency (of the roof: the time that
+    Columns: device, name, operator, family, dtype, dims, count, dur_ns, in_steps_ns (of those that began in steps),
+    median_ns, share (of the busy events of all devices), flops, model_flops, bytes, flop_s, byte_s, intensity (operations a byte), bound, efficiency (of the roof: the time that
     the device needs at best over the time taken), aligned, odd_sides.
     Bound: "compute" or "memory", whichever takes longer at best; "launch" for kernels shorter than a launch of this
     trace or than `SHORT_NS`; "host link" for copies to and from the host; "communication"; "unknown".
@@ -164,11 +166,12 @@ def roofline(trace: Trace, peak: Peak | str | None = None, work: pl.DataFrame | 
     """
     work = kernel_work(trace) if work is None else work
     peak = device_peak(trace, peak)
-    keys = ["name", "operator", "family", "dtype", "dims", "aligned", "odd_sides"]
+    keys = ["device", "name", "operator", "family", "dtype", "dims", "aligned", "odd_sides"]
     total = max(int(work["dur_ns"].sum()), 1)
     table = work.group_by(keys, maintain_order=True).agg(
         count=pl.len(),
         dur_ns=pl.col("dur_ns").sum(),
+        in_steps_ns=pl.col("dur_ns").filter("in_step").sum(),
         median_ns=pl.col("dur_ns").median().cast(pl.Int64),
         **{key: pl.when(pl.col(key).is_not_null().all()).then(pl.col(key).sum()) for key in _SUMS},
     )
@@ -181,7 +184,18 @@ def roofline(trace: Trace, peak: Peak | str | None = None, work: pl.DataFrame | 
         intensity=pl.when(pl.col("bytes") > 0).then(pl.col("flops") / pl.col("bytes")),
     )
     table = _with_bounds(table, peak, work["launch_ns"].median())
-    columns = [*keys[:5], "count", "dur_ns", "median_ns", "share", *_SUMS, "flop_s", "byte_s", "intensity"]
+    columns = [
+        *keys[:6],
+        "count",
+        "dur_ns",
+        "in_steps_ns",
+        "median_ns",
+        "share",
+        *_SUMS,
+        "flop_s",
+        "byte_s",
+        "intensity",
+    ]
     columns += ["bound", "efficiency", "aligned", "odd_sides"]
     return table.sort("dur_ns", descending=True, maintain_order=True).select(columns)
 
@@ -229,60 +243,3 @@ def roofline_summary(table: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("count", "dur_ns", "share", "flops", "bytes").sum())
         .sort("dur_ns", descending=True, maintain_order=True)
     )
-
-
-def utilisation(trace: Trace, peak: Peak | str | None = None, work: pl.DataFrame | None = None) -> pl.DataFrame:
-    """How much of the device's peak a step uses: step, window_ns, flops, model_flops, mfu, hfu, known_share.
-
-    The operations are those of the matrix products that the step launched; `hfu` counts what was executed, `mfu` what
-    the model needs, which leaves out what checkpoints compute again; each type of elements against its own peak, over
-    the time from this step's start to its end on the host.
-    `known_share` is the part of the time in compute kernels whose operations are known: the rest is missing in both.
-    One row with a null step for a trace without steps, over the time from the first to the last event on the device.
-    """
-    work = kernel_work(trace) if work is None else work
-    peak = device_peak(trace, peak)
-    step = _windows(trace, work)
-    launched = pl.col("launch_ts").fill_null(pl.col("ts"))
-    compute = work.filter(pl.col("kind") == Kind.COMPUTE.value)
-    place = np.searchsorted(step["ts"].to_numpy(), compute.select(launched).to_series().to_numpy(), side="right") - 1
-    rates = {dtype: peak.of(dtype) if peak else None for dtype in compute["dtype"].drop_nulls().unique().to_list()}
-    rate = pl.Series([rates.get(dtype) for dtype in compute["dtype"].to_list()], dtype=pl.Float64)
-    product = pl.col("family").is_in([family.value for family in MATRIX])
-    known = pl.col("flops").is_not_null() | (pl.col("family") == Family.FUSED.value)
-    sums = (
-        compute.with_columns(place=pl.Series(place, dtype=pl.Int64), rate=rate)
-        .group_by("place")
-        .agg(
-            flops=pl.col("flops").filter(product).sum(),
-            model_flops=pl.col("model_flops").filter(product).sum(),
-            model_s=(pl.col("model_flops") / pl.col("rate")).filter(product).sum(),
-            executed_s=(pl.col("flops") / pl.col("rate")).filter(product).sum(),
-            known_share=pl.col("dur_ns").filter(known).sum() / pl.col("dur_ns").sum(),
-        )
-    )
-    window_s = pl.col("window_ns") / 1e9
-    measured = (pl.col("window_ns") > 0) & pl.lit(peak is not None)
-    return (
-        step.with_row_index("place")
-        .with_columns(pl.col("place").cast(pl.Int64))
-        .join(sums, on="place", how="left", maintain_order="left")
-        .select(
-            "step",
-            "window_ns",
-            pl.col("flops", "model_flops").fill_null(0.0),
-            mfu=pl.when(measured).then(pl.col("model_s").fill_null(0.0) / window_s),
-            hfu=pl.when(measured).then(pl.col("executed_s").fill_null(0.0) / window_s),
-            known_share="known_share",
-        )
-    )
-
-
-def _windows(trace: Trace, work: pl.DataFrame) -> pl.DataFrame:
-    """Steps on the host; else the whole time of the device; nothing without either."""
-    if len(trace.steps):
-        return trace.steps.select("step", "ts", window_ns="dur")
-    begin = work.select(pl.min_horizontal(pl.col("ts").min(), pl.col("launch_ts").min())).to_series()
-    whole = work.select((pl.col("ts") + pl.col("dur_ns")).max() - pl.col("ts").min()).to_series()
-    frame = pl.DataFrame({"step": [None], "ts": begin, "window_ns": whole}, schema_overrides={"step": pl.Int64})
-    return frame.drop_nulls("ts")

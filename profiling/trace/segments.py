@@ -84,6 +84,14 @@ def windows(trace: Trace) -> Windows:
     return Windows(np.array([-1]), start.min(keepdims=True), end.max(keepdims=True), whole=True)
 
 
+def began_in_step(trace: Trace, work: pl.DataFrame) -> pl.Series:
+    """Which of some events began in a step; all of them in a trace without steps."""
+    steps = windows(trace)
+    if steps.whole or not work.height:
+        return pl.Series(np.ones(work.height, dtype=bool))
+    return pl.Series(steps.at(work["ts"].to_numpy()) != NONE)
+
+
 def pieces(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
     """What occupied the devices: ts, end, kind, device, code (of the phase), launch_ts, launch_step, linked.
 

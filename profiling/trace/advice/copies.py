@@ -12,7 +12,7 @@ _PAGEABLE = "(?i)HtoD.*Pageable|Pageable -> Device|DtoH.*Pageable|Device -> Page
 
 def pageable(facts: Facts) -> Findings:
     """Copies from or to memory that may be paged out, which must be staged and make the host wait."""
-    kernels, sites = facts.table("kernels"), facts.table("waits")
+    kernels, sites = facts.table("step_kernels"), facts.table("waits")
     if facts.on_host or kernels.is_empty():
         return
     copied = kernels.filter(pl.col("name").str.contains(_PAGEABLE))
@@ -20,7 +20,7 @@ def pageable(facts: Facts) -> Findings:
         sites = sites.filter(pl.col("cause") == syncs.PAGEABLE)
     if copied.is_empty() or sites.is_empty():
         return
-    idle, copy = facts.most(sites, "idle_ns"), facts.most(copied, "total_ns")
+    idle, copy = facts.most(sites, "idle_ns"), facts.most(copied, "busy_ns")
     not_idle = facts.most(facts.table("steps"), pl.col("copy_ns"))
     lost = idle.ns + min(copy.ns, not_idle.ns)
     if facts.share(lost) < MIN_SHARE:

@@ -214,6 +214,7 @@ def _rows(facts: Facts) -> pl.DataFrame:
         rows = rows.with_columns(within=nothing, phase=nothing, microbatch=pl.lit(-1, dtype=pl.Int64))
     else:
         rows = rows.join(phases, on=["rank", "row"], how="left")
+        rows = rows.filter(pl.col("in_step").fill_null(True))  # nothing behind the last one's end
     shortest = pl.col("dur_ns").min().over([*_SAME, "step", "step_order"])
     alike = pl.col("rank").n_unique().over([*_SAME, "step", "step_order"]) > 1
     rows = rows.with_columns(alike=alike, transfer_ns=pl.when(alike).then(shortest).otherwise("dur_ns"))

@@ -27,11 +27,11 @@ _MAX_NAMES = 3
 
 def launch_bound(facts: Facts) -> Findings:
     """The device waits for launches, most of which start less work than they take."""
-    launches, gain = facts.table("launches"), facts.what_if("launches free")
+    launches, gain = facts.table("step_launches"), facts.what_if("launches free")
     if facts.on_host or launches.is_empty() or facts.share(gain.ns) < MIN_SHARE_OF_TIMES:
         return
     here = launches.filter(pl.col("rank") == gain.rank)
-    num, short = total(here["num_launches"]), total(here["short_kernels"]) + total(here["slow_calls"])
+    num, short = total(here["num"]), total(here["num_short"]) + total(here["num_slow"])
     lost = min(gain.ns, facts.most(facts.table("steps"), pl.col("window_ns") - pl.col("compute_ns")).ns)
     many = num >= MIN_LAUNCHES * facts.num_steps
     if not many or short < SHORT_KERNELS_SHARE * num or facts.share(lost) < MIN_SHARE_OF_TIMES:
@@ -56,7 +56,7 @@ def launch_bound(facts: Facts) -> Findings:
 
 def fusion(facts: Facts) -> Findings:
     """Chains of kernels that read and write the same tensors again."""
-    kernels, gain = facts.table("kernels"), facts.what_if("kernels fused")
+    kernels, gain = facts.table("step_kernels"), facts.what_if("kernels fused")
     if facts.on_host or kernels.is_empty() or facts.share(gain.ns) < FUSION_SHARE:
         return
     name = pl.col("name")
@@ -64,8 +64,8 @@ def fusion(facts: Facts) -> Findings:
         pl.col("rank") == gain.rank, pl.col("kind") == "compute",
         name.str.contains(f"(?i){MEMORY_BOUND.pattern}") & ~name.str.starts_with("triton_"),
     )  # fmt: skip
-    spent = facts.most(mine, "total_ns")
-    num = total(mine["count"]) / facts.num_steps
+    spent = facts.most(mine, "busy_ns")
+    num = total(mine["num"]) / facts.num_steps
     if num < MIN_FUSIBLE_KERNELS or facts.share(spent.ns) < FUSION_SHARE:
         return
     idle = facts.most(facts.table("steps"), "idle_ns")
@@ -181,13 +181,14 @@ def _launched(facts: Facts, phase: pl.Expr) -> list[str]:
 
 def _names(facts: Facts, rank: int, kernels: pl.DataFrame | None = None) -> list[str]:
     """The kernels that are launched most often."""
-    table = facts.table("kernels") if kernels is None else kernels
+    table = facts.table("step_kernels") if kernels is None else kernels
     if table.is_empty():
         return []
-    mine = table.filter(pl.col("rank") == rank, pl.col("kind") == "compute").sort("count", descending=True)
+    mine = table.filter(pl.col("rank") == rank, pl.col("kind") == "compute").group_by("name")
+    mine = mine.agg(pl.col("num", "busy_ns").sum()).sort("num", "name", descending=[True, False])
     return [
-        f"{name[:100]}: {number(count / facts.num_steps)} a step, {time(mean)} each."
-        for name, count, mean in mine.select("name", "count", "mean_ns").head(_MAX_NAMES).iter_rows()
+        f"{name[:100]}: {number(num / facts.num_steps)} a step, {time(busy / num)} each."
+        for name, num, busy in mine.head(_MAX_NAMES).iter_rows()
     ]
 
 

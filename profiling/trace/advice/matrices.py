@@ -20,7 +20,7 @@ def float32(facts: Facts) -> Findings:
     if not narrow or not wide or narrow < 2 * wide:
         return
     mine = table.filter(_is_matrix(), pl.col("dtype") == "float")
-    spent = facts.most(mine, "dur_ns")
+    spent = facts.most(mine, "in_steps_ns")
     if facts.share(spent.ns) < FLOAT32_SHARE:
         return
     yield Finding(
@@ -46,7 +46,7 @@ def odd_sides(facts: Facts) -> Findings:
     if table.is_empty():
         return
     mine = table.filter(_is_matrix(), pl.col("aligned") == False)  # noqa: E712
-    lost = facts.most(mine, pl.col("dur_ns") * (1 - pl.col("efficiency").fill_null(0.0).clip(0.0, 1.0)))
+    lost = facts.most(mine, pl.col("in_steps_ns") * (1 - pl.col("efficiency").fill_null(0.0).clip(0.0, 1.0)))
     if facts.share(lost.ns) < MIN_SHARE_OF_TIMES:
         return
     yield Finding(

@@ -17,6 +17,9 @@ HTA_CALLS = (
 )
 """The calls that HTA's statistics of launches know."""
 
+SLOW_CALL_NS = 50_000
+"""A call that takes longer did more than launch."""
+
 
 def launches(trace: Trace | Rows, *, compat: bool = False) -> pl.DataFrame:
     """Each call that started work on a device, whatever its name: a kernel, a copy, a graph; CUDA, HIP or another.
@@ -72,7 +75,7 @@ def _started_as_hta(rows: Rows) -> pl.DataFrame:
 
 
 def launch_statistics(
-    trace: Trace | Rows, *, compat: bool = False, slow_call_ns: int = 50_000, late_start_ns: int = 100_000
+    trace: Trace | Rows, *, compat: bool = False, slow_call_ns: int = SLOW_CALL_NS, late_start_ns: int = 100_000
 ) -> pl.DataFrame:
     """Launches by the name of the call, most frequent first.
 

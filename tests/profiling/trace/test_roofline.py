@@ -16,9 +16,10 @@ from stepladder.profiling.trace.dtypes import in_kernel_name
 from stepladder.profiling.trace.load import read_trace
 from stepladder.profiling.trace.matrix_work import matrix_work, seen
 from stepladder.profiling.trace.peaks import Peak, peak_of
-from stepladder.profiling.trace.roofline import kernel_work, roofline, roofline_summary, utilisation
+from stepladder.profiling.trace.roofline import kernel_work, roofline, roofline_summary
 from stepladder.profiling.trace.shapes import call_of
 from stepladder.profiling.trace.tables import Trace
+from stepladder.profiling.trace.utilisation import utilisation
 from stepladder.profiling.trace.work import Work, broadcast, elementwise
 
 DATA = Path(__file__).parent / "data"
@@ -327,3 +328,32 @@ def test_peaks_are_found_for_every_spelling_of_a_type() -> None:
     assert peak.of("Float8_e4m3fn") == 1978.9e12
     assert peak.of("float") == pytest.approx(66.9e12)
     assert peak.of("QuantizedSomething") is None
+
+
+def test_the_utilisation_of_a_step_leaves_out_what_was_launched_outside_of_it(tmp_path: Path) -> None:
+    """Between two steps, and behind the last one."""
+    square, flops = [[1024, 1024], [1024, 1024]], 2 * 1024**3
+    trace = trace_of(
+        tmp_path,
+        event("ProfilerStep#1", 900_000, 1_000_000, "user_annotation", 1),
+        event("ProfilerStep#2", 2_900_000, 1_000_000, "user_annotation", 1),
+        *[each for n in range(1, 6) for each in launched(n, "aten::mm", square, [("gemm", 50_000)])],
+    )
+    found = utilisation(trace, PEAK)
+    assert found["flops"].to_list() == [flops, flops]
+    assert found["mfu"].to_list() == pytest.approx([flops / 1e15 / 1e-3] * 2)
+    (row,) = roofline(trace, PEAK).to_dicts()
+    assert (row["dur_ns"], row["in_steps_ns"]) == (250_000, 100_000)
+
+
+def test_each_device_of_a_trace_has_a_utilisation_of_its_own(tmp_path: Path) -> None:
+    square, flops = [[1024, 1024], [1024, 1024]], 2 * 1024**3
+    events = [each for n in range(1, 4) for each in launched(n, "aten::mm", square, [("gemm", 50_000)])]
+    for each in events:
+        if each["cat"] == "kernel" and each["ts"] >= 2000:  # the second product and the third are of the other device
+            each["args"]["device"] = 1
+    trace = trace_of(tmp_path, event("ProfilerStep#1", 900_000, 4_000_000, "user_annotation", 1), *events)
+    found = utilisation(trace, PEAK)
+    assert found.select("step", "device").rows() == [(1, 0), (1, 1)]
+    assert found["mfu"].to_list() == pytest.approx([flops / 1e15 / 4e-3, 2 * flops / 1e15 / 4e-3])
+    assert roofline(trace, PEAK).select("device", "count").sort("device").rows() == [(0, 1), (1, 2)]
