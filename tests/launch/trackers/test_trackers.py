@@ -4,9 +4,11 @@ import json
 import math
 import os
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,10 @@ def kept(folder: Path) -> Iterator[Any]:
             begun = b""
 
 
+def run_id(folder: Path) -> str:
+    return (folder / "trackers" / "wandb.id").read_text().strip()
+
+
 def name_of(item: Any) -> str:
     return item.key or ".".join(item.nested_key)
 
@@ -116,9 +122,11 @@ def test_wandb_that_is_refused_keeps_the_run_offline_and_says_so_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    said = run_through(tmp_path, "wandb", WANDB | {"mode": "online"}, config={"recipe": {"seed": 7}})
+    (tmp_path / "report.html").write_text("<html></html>")
+    table = WANDB | {"mode": "online", "attach": ["report", "traces"]}
+    line, missing = run_through(tmp_path, "wandb", table, config={"recipe": {"seed": 7}})
 
-    (line,) = said
+    assert "there is no traces to attach" in missing
     assert f"{REFUSED} cannot be reached (Connection refused); the run is kept offline" in line
     records = list(kept(tmp_path))
     history = [{name_of(each): each.value_json for each in r.history.item} for r in records]
@@ -129,9 +137,9 @@ def test_wandb_that_is_refused_keeps_the_run_offline_and_says_so_in_one_line(
     assert json.loads(found["best_held_out_loss"]) == 4.0
     assert KEY not in (tmp_path / "trackers" / "wandb.log").read_text()
     assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert sum(r.HasField("run") for r in records) >= 1
+    assert [r.artifact.name for r in records if r.HasField("artifact")] == [f"report-{run_id(tmp_path)}"]
     run = next(r.run for r in records if r.HasField("run"))
-    assert run.run_id == (tmp_path / "trackers" / "wandb.id").read_text().strip()
+    assert run.run_id == run_id(tmp_path)
     assert run.display_name == tmp_path.name
     assert {each.key: json.loads(each.value_json) for each in run.config.update}["recipe"] == {"seed": 7}
 
@@ -178,6 +186,19 @@ def test_a_tracker_that_fails_costs_microseconds_a_record_and_a_bounded_end(
     lines = tracker.close(0)
     assert (said is None) or any(said in line for line in lines)
     assert any("was too slow for" in line for line in lines)
+
+
+def test_a_tracker_whose_run_was_killed_keeps_what_it_has_and_leaves(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
+    first = asdict(beginning_of("tensorboard", {"flush_s": 10}, folder=tmp_path, first_step=0, config={}))
+    told = "".join(json.dumps(each) + "\n" for each in (first, {"record": RECORDS[0], "at_s": 1.0}))
+    command = [sys.executable, "-P", "-m", "stepladder.launch.trackers.process"]
+    done = subprocess.run(command, input=told + '{"reco', capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+    found = events(tmp_path)
+    assert [each.value for each in found.Scalars("train/loss")] == [4.5]
+    assert b"never came to say how it ended" in found.Tensors("summary")[0].tensor_proto.string_val[0]
 
 
 def test_a_tracker_that_cannot_be_started_says_one_line(tmp_path: Path) -> None:
