@@ -17,6 +17,12 @@ LENGTH = 8
 WANTED = Wanted(sequence_length=LENGTH, vocab_size=256, seed=0, device=torch.device("cpu"))
 
 
+@pytest.fixture(autouse=True)
+def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library sleeps five seconds at the end of files, for the sake of threads that end with the process."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     """120 rows of 7 letters in two files, so that a row and its end make a window."""
