@@ -1,7 +1,8 @@
 """First assignments of a mesh to a cluster: the mesh cut into equal boxes, each box to a machine, in an order.
 
 A box holds so many ranks along each axis. Which box keeps the heavy exchanges inside, and along which axes neighbouring
-machines are neighbours, is tried out; within a machine the seats are searched (`block`).
+machines are neighbours, is tried out, and so is which machines hold them (`choices`); within a machine the seats are
+searched (`block`).
 """
 
 import math
@@ -10,7 +11,8 @@ from itertools import permutations
 
 import numpy as np
 
-from .block import best_seats
+from .block import Seats, best_seats
+from .choices import choices
 from .demand import Mesh, Traffic
 from .machine import Integers, Machine
 
@@ -18,6 +20,7 @@ _MAX_BOXES = 8
 _MAX_BOX_SIZES = 3
 _MAX_ORDERS = 24
 _SEAT_STEPS = 60_000
+_MANY_CLASSES = 8
 
 
 def rank_order(machine: Machine, num_ranks: int) -> Integers:
@@ -33,9 +36,14 @@ class Layouts:
 
     def __init__(self, machine: Machine, mesh: Mesh, traffic: Sequence[Traffic]) -> None:
         self.machine, self.mesh, self.traffic = machine, mesh, tuple(traffic)
-        self._seats: dict[tuple[int, tuple[int, ...], tuple[int, ...]], tuple[int, ...]] = {}
-        nodes = machine.cluster.nodes
-        self.node_order = sorted(range(len(nodes)), key=lambda i: (nodes[i].switches, i))
+        self._seats: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Seats] = {}
+        self._costs: dict[tuple[int, tuple[int, ...], float | None, tuple[int, ...]], float] = {}
+        speeds = [[s for row in inside.bandwidth for s in row if s < math.inf] for inside in machine.insides]
+        self._link_s_per_byte = tuple(
+            min((1 / which(those) for those in speeds if those), default=0.0) for which in (min, max)
+        )
+        # Where every machine is a class of its own, each is searched less.
+        self._budget = max(500, _SEAT_STEPS * _MANY_CLASSES // max(_MANY_CLASSES, len(machine.insides)))
 
     def boxes(self) -> list[tuple[int, ...]]:
         """Shapes that are worth a try, best first by a rough estimate."""
@@ -60,11 +68,9 @@ class Layouts:
         yield from cut(0, size)
 
     def _estimate(self, shape: tuple[int, ...]) -> float:
-        """Seconds if all machines were like the first and every GPU had its own adapter."""
+        """Seconds if all machines were like the best and every GPU had its own adapter."""
         network = self.machine.cluster.network
-        inside = self.machine.insides[0]
-        slowest = max((1 / speed for row in inside.bandwidth for speed in row if speed < math.inf), default=0.0)
-        fastest = min((1 / speed for row in inside.bandwidth for speed in row if speed < math.inf), default=0.0)
+        slowest, fastest = self._link_s_per_byte
         total = 0.0
         box = Mesh(names=self.mesh.names, sizes=shape)
         for each in self.traffic:
@@ -84,7 +90,43 @@ class Layouts:
         rest = [i for i in range(len(shape)) if i not in outer]
         return [(*rest, *order) for order, _ in zip(permutations(outer), range(_MAX_ORDERS), strict=False)]
 
-    def devices(self, shape: tuple[int, ...], order: Sequence[int]) -> Integers:
+    def machines(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Which nodes to fill with boxes of a shape, and in which order: the first by the names of switches."""
+        nodes, size = self.machine.cluster.nodes, math.prod(shape)
+        rooms = [len(node.usable) // size for node in nodes]
+        costs = [self._cost(number, shape) if room else math.inf for number, room in enumerate(rooms)]
+        return choices([node.switches for node in nodes], rooms, costs, self.mesh.num_ranks // size)
+
+    def _cost(self, number: int, shape: tuple[int, ...]) -> float:
+        """Seconds of a box on a node, roughly: what stays inside, and what its adapters carry."""
+        machine, node = self.machine, self.machine.cluster.nodes[number]
+        key = (machine.class_of_node[number], node.usable, node.adapter_bytes_s, shape)
+        if key not in self._costs:
+            seats = self._seats_of(number, node.usable, shape)
+            devices = machine.first_device[number] + np.array(seats.gpus)
+            adapters, ranks_of = np.unique(machine.adapter[devices], return_counts=True)
+            per_byte = max(
+                float(machine.to_adapter_s_per_byte[devices].max()),
+                float((ranks_of * machine.adapter_s_per_byte[adapters]).max()),
+            )
+            box, out = Mesh(names=self.mesh.names, sizes=shape), 0.0
+            for each in self.traffic:
+                size, here = self.mesh.size_of(each.axes), box.size_of(each.axes)
+                if here < size:
+                    share = 1 / here if each.pattern.is_ring else 1.0
+                    out += each.weight * each.link_bytes(size) * share
+            self._costs[key] = round(seats.seconds + out * per_byte, 12)
+        return self._costs[key]
+
+    def in_order(self, nodes: Sequence[int]) -> Integers:
+        """The devices of nodes one after the other, for meshes that no boxes fill well."""
+        machine = self.machine
+        usable = [
+            machine.first_device[number] + gpu for number in nodes for gpu in machine.cluster.nodes[number].usable
+        ]
+        return np.array(usable[: self.mesh.num_ranks], dtype=np.int64)
+
+    def devices(self, shape: tuple[int, ...], order: Sequence[int], nodes: Sequence[int]) -> Integers:
         """The device of every rank: box after box, in an order of axes, to node after node."""
         size, sizes = math.prod(shape), self.mesh.sizes
         boxes = [sizes[i] // shape[i] for i in range(len(sizes))]
@@ -95,19 +137,26 @@ class Layouts:
         by_box = ranks.transpose(outer + inner).reshape(-1, size)
         devices = np.empty(self.mesh.num_ranks, dtype=np.int64)
         box = 0
-        for node in self.node_order:
+        for node in nodes:
             usable = self.machine.cluster.nodes[node].usable
             while len(usable) >= size and box < len(by_box):
-                seats = self._seats_of(node, usable, shape)
+                seats = self._seats_of(node, usable, shape).gpus
                 devices[by_box[box]] = self.machine.first_device[node] + np.array(seats)
                 usable = tuple(gpu for gpu in usable if gpu not in seats)
                 box += 1
         return devices
 
-    def _seats_of(self, node: int, usable: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    def seats_for(self, node: int, usable: tuple[int, ...], ranks: Integers) -> tuple[int, ...]:
+        """Slots of a node for some ranks: the best if they are a box of the mesh, else the first ones."""
+        at = np.array(np.unravel_index(ranks, self.mesh.sizes))
+        shape = tuple(len(np.unique(row)) for row in at)
+        if math.prod(shape) != ranks.size:
+            return usable[: ranks.size]
+        return self._seats_of(node, usable, shape).gpus
+
+    def _seats_of(self, node: int, usable: tuple[int, ...], shape: tuple[int, ...]) -> Seats:
         key = (self.machine.class_of_node[node], usable, shape)
         if key not in self._seats:
             inside = self.machine.insides[key[0]]
-            seats = best_seats(inside, usable, self.mesh, shape, self.traffic, budget=_SEAT_STEPS)
-            self._seats[key] = seats.gpus
+            self._seats[key] = best_seats(inside, usable, self.mesh, shape, self.traffic, budget=self._budget)
         return self._seats[key]

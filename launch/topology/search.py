@@ -1,16 +1,21 @@
 """Better assignments from good ones: exchanges of ranks, of slots and of whole machines, kept if they are no worse."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations, islice
 
 import numpy as np
 
 from .machine import Integers, Machine
-from .price import Price, Pricer
+from .price import Pricer
 
 _STEPS = 2_000_000
 """Ranks priced in all: what a search may cost, whatever the size."""
+_AT_ONCE = 2_048
+"""Ranks of the candidates that are priced together: many small assignments cost as much as one."""
+_MOST_PAIRS = 20_000
 _FRUITLESS_KICKS = 3
 
 
@@ -19,12 +24,17 @@ class Assignment:
     """Devices of all ranks, and their price."""
 
     devices: Integers
-    price: Price
+    seconds: float
+    spread: float
 
     @property
     def key(self) -> tuple[float, float]:
         """For comparing: seconds, and among equals how many groups are slow."""
-        return round(self.price.seconds, 15), self.price.spread
+        return round(self.seconds, 15), self.spread
+
+
+Seater = Callable[[int, tuple[int, ...], Integers], Sequence[int]]
+"""Slots for ranks on a node, of those that are given."""
 
 
 class Search:
@@ -34,6 +44,11 @@ class Search:
         self.machine, self.pricer, self.bound_s = machine, pricer, bound_s
         self.left = min(most, max(30, _STEPS // num_ranks))
         self.random = random.Random(0)
+        self.at_once = max(1, min(64, _AT_ONCE // num_ranks))
+        nodes = machine.cluster.nodes
+        self.usable: Integers = np.array(
+            [machine.first_device[number] + gpu for number, node in enumerate(nodes) for gpu in node.usable]
+        )
 
     def is_done(self, best: Assignment) -> bool:
         """Whether nothing better exists, or the budget is used up."""
@@ -41,23 +56,52 @@ class Search:
 
     def reaches_bound(self, one: Assignment) -> bool:
         """Whether nothing can be better."""
-        return one.price.seconds <= self.bound_s * (1 + 1e-9)
+        return one.seconds <= self.bound_s * (1 + 1e-9)
 
-    def improve(self, start: Assignment) -> Assignment:
+    def price(self, devices: Integers) -> Assignment:
+        """An assignment with its price."""
+        return self.best_of([devices])
+
+    def best_of(self, several: Sequence[Integers]) -> Assignment:
+        """The best of several assignments, of equals the first."""
+        seconds, spread = self.pricer.prices(np.stack(several))
+        found = [
+            Assignment(devices=devices, seconds=float(s), spread=float(m))
+            for devices, s, m in zip(several, seconds, spread, strict=True)
+        ]
+        return min(found, key=lambda one: one.key)
+
+    def improve(self, start: Assignment, seater: Seater) -> Assignment:
         """The best that was found from there."""
-        best = now = start
-        since, kicks = 0, 0
-        patience = min(400, best.devices.size**2)
-        for moves in (self._slots, self._nodes):
-            for moved in moves(best.devices):
-                if self.is_done(best):
-                    return best
-                found = self._try(moved)
-                if found.key < best.key:
-                    best = found
-        now = best
+        best = start
+        for moves in (self._slots, partial(self._nodes, seater=seater)):
+            better = self._climb(best, moves, self.left // 2)
+            while better is not best and not self.is_done(better):
+                best, better = better, self._climb(better, moves, self.left // 2)
+            best = better
+        return self._wander(best)
+
+    def _climb(self, best: Assignment, moves: Callable[[Integers], Iterator[Integers]], most: int) -> Assignment:
+        """The best by one move from there, for as long as a move is better; the same object if none is."""
+        found = moves(best.devices)
+        for _ in range(most):
+            some = list(islice(found, self.at_once))
+            if not some or self.is_done(best):
+                break
+            one = self._try(some)
+            if one.key < best.key:
+                best, found = one, moves(one.devices) if len(some) == self.at_once else iter(())
+        return best
+
+    def _wander(self, best: Assignment) -> Assignment:
+        """The best found by exchanges of ranks, with kicks out of where none is better."""
+        now, since, kicks = best, 0, 0
+        num_free = self.usable.size - best.devices.size
+        num_moves = best.devices.size * (best.devices.size // 2 + num_free)
+        patience = min(400, max(8, 2 * num_moves // self.at_once))
         while not self.is_done(best):
-            found = self._try(self._exchange(now.devices))
+            free = np.setdiff1d(self.usable, now.devices, assume_unique=True) if num_free else self.usable[:0]
+            found = self._try([self._exchange(now.devices, free) for _ in range(self.at_once)])
             since += 1
             if found.key <= now.key:
                 since = since if found.key == now.key else 0
@@ -65,14 +109,18 @@ class Search:
             if now.key < best.key:
                 best, kicks = now, 0
             if since > patience:
-                now, since, kicks = self._try(self._kick(best.devices)), 0, kicks + 1
+                kicked = best.devices
+                for _ in range(3):
+                    free = np.setdiff1d(self.usable, kicked, assume_unique=True) if num_free else free
+                    kicked = self._exchange(kicked, free)
+                now, since, kicks = self._try([kicked]), 0, kicks + 1
                 if kicks > _FRUITLESS_KICKS:
                     break
         return best
 
-    def _try(self, devices: Integers) -> Assignment:
+    def _try(self, several: Sequence[Integers]) -> Assignment:
         self.left -= 1
-        return Assignment(devices=devices, price=self.pricer.price(devices))
+        return self.best_of(several)
 
     def _slots(self, devices: Integers) -> Iterator[Integers]:
         """Two slots exchanged on all machines of a class: adapters and rails see the difference."""
@@ -89,59 +137,64 @@ class Search:
                     moved[mine & (machine.slot[devices] == a)] = b
                     moved[mine & (machine.slot[devices] == b)] = a
                     found = first + moved
-                    if len(np.unique(found)) == found.size and self._usable(found):
+                    if len(np.unique(found)) == found.size and np.isin(found, self.usable).all():
                         yield found
 
-    def _usable(self, devices: Integers) -> bool:
-        nodes = self.machine.cluster.nodes
-        off = [self.machine.first_device[i] + g for i, node in enumerate(nodes) for g in node.failed | node.reserved]
-        return not off or not np.isin(devices, off).any()
+    def _nodes(self, devices: Integers, seater: Seater) -> Iterator[Integers]:
+        """Machines exchanged, of whatever class, whether both are used or one; or the ranks of two on one."""
+        machine, nodes = self.machine, self.machine.cluster.nodes
+        used = np.unique(machine.node[devices]).tolist()
 
-    def _nodes(self, devices: Integers) -> Iterator[Integers]:
-        """Two machines of a class and with the same devices in use exchanged, in a random order."""
+        def kind(i: int) -> object:
+            below = tuple(int(switch[i]) for switch, _ in machine.switches)
+            return machine.class_of_node[i], nodes[i].usable, nodes[i].adapter_bytes_s, below
+
+        kinds = {i: kind(i) for i in range(len(nodes)) if nodes[i].usable}
+        of_used = set(used)
+        spare = list({kinds[i]: i for i in reversed(kinds) if i not in of_used}.values())  # one of each kind
+        others = [*used, *spare]
+        if len(used) * len(others) <= _MOST_PAIRS:
+            pairs = [*combinations(used, 2), *((a, b) for a in used for b in spare)]
+            self.random.shuffle(pairs)
+        else:
+            pairs = [(self.random.choice(used), self.random.choice(others)) for _ in range(_MOST_PAIRS)]
+        for a, b in pairs:
+            here, there = (np.flatnonzero(machine.node[devices] == each) for each in (a, b))
+            if a == b:
+                continue
+            if kinds[a] != kinds[b] or not there.size:
+                yield from self._moved(devices, [(here, a, b), (there, b, a)], seater)
+            if there.size:
+                yield from self._moved(devices, [(here, a, b)], seater)
+                yield from self._moved(devices, [(there, b, a)], seater)
+
+    def _moved(
+        self, devices: Integers, moves: Sequence[tuple[Integers, int, int]], seater: Seater
+    ) -> Iterator[Integers]:
+        """Ranks moved from nodes to nodes, to the same slots where they can be; nothing if they do not fit."""
         machine = self.machine
-        used: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        slots: dict[int, list[int]] = {}
-        for node, slot in zip(machine.node[devices].tolist(), machine.slot[devices].tolist(), strict=True):
-            slots.setdefault(node, []).append(slot)
-        for node, own in slots.items():
-            used.setdefault((machine.class_of_node[node], tuple(sorted(own))), []).append(node)
-        switched = machine.switches or any(node.adapter_bytes_s for node in machine.cluster.nodes)
-        if not switched:
-            return
-        first = np.array(machine.first_device)
-        pairs = [(a, b) for same in used.values() for i, a in enumerate(same[:200]) for b in same[i + 1 : 200]]
-        self.random.shuffle(pairs)
-        for a, b in pairs[: self.left // 2]:
-            node = machine.node[devices]
-            shift = np.where(node == a, first[b] - first[a], np.where(node == b, first[a] - first[b], 0))
-            yield devices + shift
+        found = devices.copy()
+        staying = np.ones(devices.size, dtype=bool)
+        for ranks, _, _ in moves:
+            staying[ranks] = False
+        for ranks, source, target in moves:
+            taken = set(machine.slot[devices[staying & (machine.node[devices] == target)]].tolist())
+            usable = tuple(gpu for gpu in machine.cluster.nodes[target].usable if gpu not in taken)
+            if ranks.size > len(usable):
+                return
+            slots: Sequence[int] = machine.slot[devices[ranks]].tolist()
+            if machine.class_of_node[source] != machine.class_of_node[target] or not set(slots) <= set(usable):
+                slots = seater(target, usable, ranks) if ranks.size else ()
+            found[ranks] = machine.first_device[target] + np.array(slots, dtype=np.int64)
+        yield found
 
-    def _exchange(self, devices: Integers) -> Integers:
+    def _exchange(self, devices: Integers, free: Integers) -> Integers:
         """Two ranks exchanged, or one moved to a free device."""
         found = devices.copy()
-        free = self._free(devices)
         i = self.random.randrange(found.size)
-        if free and self.random.random() < 0.3:
-            found[i] = self.random.choice(free)
+        if free.size and self.random.random() < 0.3:
+            found[i] = free[self.random.randrange(free.size)]
             return found
         j = self.random.randrange(found.size)
         found[i], found[j] = found[j], found[i]
         return found
-
-    def _free(self, devices: Integers) -> list[int]:
-        if devices.size == self.machine.cluster.num_usable:
-            return []
-        used = set(devices.tolist())
-        nodes = self.machine.cluster.nodes
-        return [
-            device
-            for number, node in enumerate(nodes)
-            for device in (self.machine.first_device[number] + gpu for gpu in node.usable)
-            if device not in used
-        ]
-
-    def _kick(self, devices: Integers) -> Integers:
-        for _ in range(3):
-            devices = self._exchange(devices)
-        return devices

@@ -2,11 +2,12 @@
 
     placement = solve(Mesh.of({"dp_shard": 4, "tp": 2}), traffic, cluster)
 
-On one machine with at most eight ranks all seatings are searched, but for those that symmetry or a bound rules out: the
-answer is exact. Beyond, the mesh is cut into boxes of a machine's size; shapes and orders of boxes are tried, seats
-within a machine searched, and a local search follows. Devices that failed or are reserved are left out, machines may
-differ. Rank order is always among the candidates, so that the answer is never worse by the model; `bound_s` says how
-good one can be.
+On one machine with at most eight ranks all seatings are searched, but for those that symmetry or a bound rules out, and
+on several machines with at most eight devices every one: the answer is exact. Beyond, the mesh is cut into boxes of a
+machine's size; shapes and orders of boxes are tried, on several choices of machines where some are slow, far or spare;
+seats within a machine are searched, and a local search follows. Devices that failed or are reserved are left out,
+machines may differ. Rank order is always among the candidates, so that the answer is never worse by the model;
+`bound_s` says how good one can be.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from .block import best_seats
 from .bound import lower_bound
 from .cluster import Cluster, check_cluster
 from .demand import Mesh, Traffic, check_demand
+from .everything import are_few, best_of_all
 from .layouts import Layouts, rank_order
 from .machine import Integers, Machine
 from .placement import Placement, Seat, TrafficCost
@@ -27,6 +29,9 @@ from .search import Assignment, Search
 
 _EXACT_RANKS = 8
 _EXACT_STEPS = 3_000_000
+_FIRST_CHOICES = 3
+"""Of machines, tried with every shape of a box; the others with the best shapes only."""
+_BEST_SHAPES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +58,22 @@ def solve(
     check_cluster(cluster, mesh.num_ranks)
     machine = Machine(cluster)
     pricer = Pricer(machine, mesh, traffic)
-    order = rank_order(machine, mesh.num_ranks)
-    first = Assignment(devices=order, price=pricer.price(order))
     bound_s = lower_bound(machine, mesh, traffic)
     search = Search(machine, pricer, mesh.num_ranks, bound_s, most_tries)
-    if len(cluster.nodes) == 1:
-        best, exact = _on_one(machine, mesh, traffic, pricer, first, search)
+    layouts = Layouts(machine, mesh, traffic)
+    first = search.price(rank_order(machine, mesh.num_ranks))
+    if search.reaches_bound(first):
+        best, exact = first, True
+    elif len(cluster.nodes) == 1:
+        best, exact = _on_one(machine, mesh, traffic, layouts, first, search)
+    elif are_few(cluster.num_usable, mesh.num_ranks):
+        best, exact = search.price(best_of_all(pricer, search.usable.tolist(), mesh.num_ranks)), True
     else:
-        best, exact = _on_many(machine, mesh, traffic, pricer, first, search), False
-    exact = exact or best.price.seconds <= bound_s * (1 + 1e-9)
-    return _placement(machine, pricer, best, first, cpus or {}, exact=exact, bound_s=bound_s)
+        best, exact = _on_many(layouts, first, search), False
+    if best.seconds >= first.seconds * (1 - 1e-12):
+        best = first  # nobody is moved for nothing
+    exact = exact or best.seconds <= bound_s * (1 + 1e-9)
+    return _placement(machine, pricer, best.devices, first.devices, cpus or {}, exact=exact, bound_s=bound_s)
 
 
 def as_launched(
@@ -84,78 +95,78 @@ def as_launched(
     number = {node.name: i for i, node in enumerate(cluster.nodes)}
     devices = np.array([machine.first_device[number[host]] + gpu for host, gpu in places], dtype=np.int64)
     order = rank_order(machine, mesh.num_ranks)
-    now, first = (Assignment(devices=each, price=pricer.price(each)) for each in (devices, order))
-    return _placement(machine, pricer, now, first, cpus or {}, exact=False, bound_s=lower_bound(machine, mesh, traffic))
+    bound_s = lower_bound(machine, mesh, traffic)
+    return _placement(machine, pricer, devices, order, cpus or {}, exact=False, bound_s=bound_s)
 
 
 def _placement(
     machine: Machine,
     pricer: Pricer,
-    best: Assignment,
-    first: Assignment,
+    devices: Integers,
+    in_order: Integers,
     cpus: Mapping[str, HostCpus],
     *,
     exact: bool,
     bound_s: float,
 ) -> Placement:
+    best, first = pricer.price(devices), pricer.price(in_order)
     costs = tuple(
         TrafficCost(name=each.name, weight=each.weight, seconds=now, rank_order_s=before)
-        for each, now, before in zip(pricer.traffic, best.price.by_traffic, first.price.by_traffic, strict=True)
+        for each, now, before in zip(pricer.traffic, best.by_traffic, first.by_traffic, strict=True)
     )
     return Placement(
         mesh=pricer.mesh,
-        seats=tuple(_seats(machine, best.devices, cpus)),
+        seats=tuple(_seats(machine, devices, cpus)),
         costs=costs,
-        seconds=best.price.seconds,
-        rank_order_s=first.price.seconds,
-        bound_s=best.price.seconds if exact else bound_s,
+        seconds=best.seconds,
+        rank_order_s=first.seconds,
+        bound_s=best.seconds if exact else bound_s,
         exact=exact,
     )
 
 
 def _on_one(
-    machine: Machine, mesh: Mesh, traffic: Sequence[Traffic], pricer: Pricer, first: Assignment, search: Search
+    machine: Machine, mesh: Mesh, traffic: Sequence[Traffic], layouts: Layouts, first: Assignment, search: Search
 ) -> tuple[Assignment, bool]:
     """On one machine: searched whole if it is small."""
-    if search.reaches_bound(first):
-        return first, True
     usable, small = machine.cluster.nodes[0].usable, mesh.num_ranks <= _EXACT_RANKS
     budget = _EXACT_STEPS if small else _EXACT_STEPS // 30
     seats = best_seats(machine.insides[0], usable, mesh, mesh.sizes, traffic, budget=budget)
-    devices = np.array(seats.gpus, dtype=np.int64)
-    found = Assignment(devices=devices, price=pricer.price(devices))
-    best = found if found.price.seconds < first.price.seconds else first
-    if seats.exact:
-        return best, True
-    return search.improve(best), False
+    found = search.price(np.array(seats.gpus, dtype=np.int64))
+    best = found if found.seconds < first.seconds else first
+    return (best, True) if seats.exact else (search.improve(best, layouts.seats_for), False)
 
 
-def _on_many(
-    machine: Machine, mesh: Mesh, traffic: Sequence[Traffic], pricer: Pricer, first: Assignment, search: Search
-) -> Assignment:
+def _on_many(layouts: Layouts, first: Assignment, search: Search) -> Assignment:
     """On several machines: the best of the layouts, improved."""
-    layouts = Layouts(machine, mesh, traffic)
-    best = first
-    found: list[tuple[Assignment, tuple[int, ...]]] = []
+    best, found = first, list[tuple[Assignment, tuple[int, ...], tuple[int, ...]]]()
 
-    def tried(shape: tuple[int, ...], order: Sequence[int]) -> Assignment:
-        devices = layouts.devices(shape, order)
-        return Assignment(devices=devices, price=pricer.price(devices))
+    def tried(shape: tuple[int, ...], order: Sequence[int], nodes: tuple[int, ...]) -> Assignment:
+        one = search.price(layouts.devices(shape, order, nodes))
+        found.append((one, shape, nodes))
+        return min(best, one, key=lambda one: one.key)
 
-    for shape in layouts.boxes():
-        if search.is_done(best):
-            return best
-        each = tried(shape, layouts.orders(shape)[0])
-        found.append((each, shape))
-        best = min(best, each, key=lambda one: one.key)
-    found.sort(key=lambda pair: pair[0].key)
-    for _, shape in found[:2]:
+    shapes = layouts.boxes()
+    for shape in shapes:
+        for nodes in layouts.machines(shape)[:_FIRST_CHOICES]:
+            if search.is_done(best):
+                return best
+            best = tried(shape, layouts.orders(shape)[0], nodes)
+    found.sort(key=lambda each: each[0].key)
+    for shape in list(dict.fromkeys(shape for _, shape, _ in found))[:_BEST_SHAPES]:
+        for nodes in layouts.machines(shape)[_FIRST_CHOICES:]:
+            best = tried(shape, layouts.orders(shape)[0], nodes)
+    for nodes in layouts.machines((1,) * len(layouts.mesh.sizes)):
+        best = min(best, search.price(layouts.in_order(nodes)), key=lambda one: one.key)
+    found.sort(key=lambda each: each[0].key)
+    for _, shape, nodes in found[:_BEST_SHAPES]:
         for order in layouts.orders(shape)[1:]:
             if search.is_done(best):
                 return best
-            best = min(best, tried(shape, order), key=lambda one: one.key)
-    best = search.improve(best)
-    return best if best.price.seconds < first.price.seconds * (1 - 1e-12) else first
+            best = tried(shape, order, nodes)
+    if search.is_done(best):
+        return best
+    return search.improve(best, layouts.seats_for)
 
 
 def _seats(machine: Machine, devices: Integers, cpus: Mapping[str, HostCpus]) -> list[Seat]:
