@@ -53,15 +53,18 @@ def host_batches(
     if loader.num_workers:
         batches = _told(by_threads(source, (indices.tolist() for indices in order), loader), meter)
     else:
-        batches = map(source.__getitems__, order) if meter is None else _told(map(partial(make, source), order), meter)
+        batches = map(source.__getitems__, order)
+        if meter is not None:
+            batches = _told(map(partial(make, source), order), meter, ahead=False)
     return (batch.map(_pinned) for batch in batches) if pin else batches
 
 
-def _told(made: Iterator[Made], meter: LoaderMeter | None) -> Iterator[Batch]:
-    """The microbatches, the meter told of each."""
+def _told(made: Iterator[Made], meter: LoaderMeter | None, *, ahead: bool = True) -> Iterator[Batch]:
+    """The microbatches, the meter told of each; they may lie ready if they are made `ahead`."""
     meter = meter or LoaderMeter()
     while True:
-        meter.asked()
+        if ahead:
+            meter.asked()
         each = next(made, None)
         if each is None:
             return

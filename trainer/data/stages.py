@@ -21,7 +21,7 @@ class Making(NamedTuple):
 
     total_s: float
     stage_s: tuple[float, ...]
-    """By `Stage`; a source that does not tell its stages leaves zeros."""
+    """By `Stage`; empty if the source does not tell its stages."""
     made_at_s: float
     """When it was ready, by the clock that all processes of a machine share (`time.monotonic`)."""
     skipped: tuple[str, ...] = ()
@@ -69,12 +69,13 @@ class Measured(Protocol):
 
 def make(source: object, indices: object) -> Made:
     """One microbatch of a source, timed."""
-    clock = StageClock()
     if hasattr(source, "measured"):
+        clock = StageClock()
         batch = cast(Measured, source).measured(indices, clock)
-    else:
-        batch = cast("_Plain", source).__getitems__(indices)
-    return Made(batch, clock.making())
+        return Made(batch, clock.making())
+    started_s = time.perf_counter()
+    batch = cast("_Plain", source).__getitems__(indices)
+    return Made(batch, Making(time.perf_counter() - started_s, (), time.monotonic()))
 
 
 class _Plain(Protocol):
