@@ -61,7 +61,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "scalar for a table": ("checkpoint = true", "checkpoint = true: must be a table; write checkpoint = {}"),
     "false for a table that is always on": ("run = false", "run = false: must be a table"),
     "list for a table": ("run = []", "run = []: must be a table"),
-    "two data tables": ("[data.stdlib]", "data: synthetic, stdlib are on; keep one of stdlib, files, synthetic"),
+    "two data tables": ("[data.stdlib]", "data: synthetic, stdlib are on; keep one of stdlib, files,"),
     "no data table": ("data.synthetic = false", "data: none is on; keep one of"),
     "no model table": ("model.decoder = false", "model: none is on; keep one of decoder"),
     "a rule over two keys": ("model.decoder.dim = 30", "dim = 30: not divisible by num_heads = 4"),
