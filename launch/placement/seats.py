@@ -4,19 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ...profiling.trace.spelling import printable
 from ..plan import Plan
-from ..topology import Cluster, Network, Node, Placement, Topology, TopologyError
+from ..topology import Cluster, Network, Placement, TopologyError
 from ..topology.cpu_list import format_numbers, parse_numbers
 from ..topology.placement import Seat
-from ..topology.solve import HostCpus, as_launched, solve
+from ..topology.solve import as_launched, solve
 from .hosts import natural
 from .reports import Report
 from .traffic import mesh_of, traffic_of
+from .workers import Host, hosts_of, named
 
 _BETWEEN_CPUS = Network(adapter_bytes_s=1.25e9, latency_s=50e-6)
 """Sockets, and a card of 10 Gbit/s where the system does not say."""
 _TRIES = 300
 """Of the local search: a run should not wait for the last percent."""
+
+
+_Seats = dict[str, dict[int, Seat]]
+"""Of each host, by the position of the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +58,9 @@ class Answer:
         return Answer(**whole)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Host:
-    """A machine with its workers, by the launcher's ranks."""
-
-    name: str
-    ranks: tuple[int, ...]
-    positions: tuple[int, ...]
-    """Of their devices."""
-    visible: tuple[tuple[int, ...], ...]
-    """The devices that each sees, in its order."""
-    topology: Topology
-    cpus: HostCpus
-    num_numa: int
-    network_bytes_s: float | None
-
-    def node(self) -> Node:
-        """With the devices of nobody's out of use."""
-        others = frozenset(range(len(self.topology.gpus))) - frozenset(self.positions)
-        return Node(name=self.name, topology=self.topology, reserved=others, adapter_bytes_s=self.network_bytes_s)
-
-
 def stay(reports: Sequence[Report], why: str) -> list[Answer]:
     """Everybody remains who the launcher says."""
-    said = f"placement   none: {why}; ranks stay as launched"
+    said = printable(f"placement   none: {why}; ranks stay as launched")
     return [Answer(rank=rank, local_rank=each.local_rank, said=said) for rank, each in enumerate(reports)]
 
 
@@ -85,10 +70,9 @@ def decide(plan: Plan, reports: Sequence[Report], mode: str, given: Placement | 
     `mode` is auto or rank-order, or with a `given` placement the name of its file.
     """
     try:
-        hosts = _hosts(reports)
+        hosts = hosts_of(reports)
         if given is not None:
-            _check_given(plan, given, hosts, mode)
-            return _answers(hosts, given, reports, f"placement   as planned in {mode}")
+            return _answers(hosts, _given_seats(plan, given, hosts, mode), reports, f"placement   as planned in {mode}")
         network = Network() if plan.device_type == "cuda" else _BETWEEN_CPUS
         cluster = Cluster(nodes=tuple(host.node() for host in hosts), network=network)
         cpus = {host.name: host.cpus for host in hosts}
@@ -96,93 +80,30 @@ def decide(plan: Plan, reports: Sequence[Report], mode: str, given: Placement | 
         places = {rank: (h.name, at) for h in hosts for rank, at in zip(h.ranks, h.positions, strict=True)}
         launched = as_launched(mesh, traffic, cluster, [places[i] for i in range(len(reports))], cpus=cpus)
         if mode == "rank-order":
-            return _answers(hosts, launched, reports, f"placement   ranks as launched, on {_named(hosts)}")
+            return _answers(hosts, _seats(launched), reports, f"placement   ranks as launched, on {named(hosts)}")
         best = replace(solve(mesh, traffic, cluster, cpus=cpus, most_tries=_TRIES), rank_order_s=launched.seconds)
     except TopologyError as error:
         return stay(reports, str(error))
     if not best.is_worth_it:
-        said = f"placement   ranks as launched, on {_named(hosts)}: no other order is faster by the model"
-        return _answers(hosts, launched, reports, said)
+        said = f"placement   ranks as launched, on {named(hosts)}: no other order is faster by the model"
+        return _answers(hosts, _seats(launched), reports, said)
     said = (
-        f"placement   {best.gain:.2f}x less communication than as launched, by the model, on {_named(hosts)}; "
+        f"placement   {best.gain:.2f}x less communication than as launched, by the model, on {named(hosts)}; "
         f"--placement none leaves ranks alone"
     )
-    return _answers(hosts, best, reports, said)
+    return _answers(hosts, _seats(best), reports, said)
 
 
-def _named(hosts: Sequence[_Host]) -> str:
-    names = ", ".join(f"{host.name} ({len(host.ranks)})" for host in hosts[:4])
-    return names + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")
+def _seats(found: Placement) -> _Seats:
+    """Of a placement that was made for these machines."""
+    there: _Seats = {}
+    for seat in found.seats:
+        there.setdefault(seat.host, {})[seat.gpu] = seat
+    return there
 
 
-def _hosts(reports: Sequence[Report]) -> list[_Host]:
-    """The machines in the order of their names. Raises: TopologyError if one cannot be placed."""
-    kernels: dict[str, list[str]] = {}
-    for each in reports:
-        kernels.setdefault(each.host, [])
-        if each.boot_id not in kernels[each.host]:
-            kernels[each.host].append(each.boot_id)
-    members: dict[str, list[int]] = {}
-    for rank, each in enumerate(reports):
-        twins = len(kernels[each.host]) > 1
-        members.setdefault(f"{each.host}-{each.boot_id[:8]}" if twins else each.host, []).append(rank)
-    return [_host(name, members[name], reports) for name in sorted(members, key=natural)]
-
-
-def _host(name: str, ranks: Sequence[int], reports: Sequence[Report]) -> _Host:
-    ranks = sorted(ranks, key=lambda rank: (reports[rank].group, reports[rank].local_rank))
-    first = next((reports[rank] for rank in ranks if reports[rank].local_rank == 0), reports[ranks[0]])
-    if first.problem:
-        raise TopologyError(f"host {name}: {first.problem}")
-    topology = first.topology(len(ranks))
-    if first.machine is None:
-        positions = tuple(range(len(ranks)))
-        visible = tuple(positions for _ in ranks)
-    else:
-        visible = tuple(_visible(name, topology, reports[rank].visible) for rank in ranks)
-        positions = tuple(_position(name, reports[rank], each) for rank, each in zip(ranks, visible, strict=True))
-    if len(set(positions)) < len(positions):
-        raise TopologyError(f"host {name}: two ranks have one GPU; give every rank its own")
-    return _Host(
-        name=name,
-        ranks=tuple(ranks),
-        positions=positions,
-        visible=visible,
-        topology=topology,
-        # What its workers may use together: somebody may have bound each to its own already.
-        cpus=replace(first.cpus(), allowed=tuple(sorted({cpu for rank in ranks for cpu in reports[rank].allowed}))),
-        num_numa=len(first.numa),
-        network_bytes_s=first.network_bytes_s,
-    )
-
-
-def _visible(name: str, topology: Topology, variable: str | None) -> tuple[int, ...]:
-    """Positions of the GPUs that a worker sees, in CUDA's order by bus."""
-    if variable is None:
-        return tuple(range(len(topology.gpus)))
-    if "MIG-" in variable:
-        raise TopologyError(f"host {name}: ranks work on parts of GPUs (MIG), which reach no others; switch MIG off")
-    found: list[int] = []
-    for each in (part.strip() for part in variable.split(",")):
-        here = [i for i, gpu in enumerate(topology.gpus)
-                if each == str(i) or (each.startswith("GPU-") and (gpu.uuid or "").startswith(each))]  # fmt: skip
-        if len(here) != 1:
-            break  # CUDA reads the list up to the first entry that is no device
-        found += here
-    return tuple(found)
-
-
-def _position(name: str, report: Report, visible: Sequence[int]) -> int:
-    if report.local_rank >= len(visible):
-        raise TopologyError(
-            f"host {name}: local rank {report.local_rank} has no GPU, for {len(visible)} are visible; "
-            f"start fewer ranks or unset CUDA_VISIBLE_DEVICES"
-        )
-    return visible[report.local_rank]
-
-
-def _check_given(plan: Plan, given: Placement, hosts: Sequence[_Host], source: str) -> None:
-    """Raises: TopologyError if a plan is not for this run on these machines."""
+def _given_seats(plan: Plan, given: Placement, hosts: Sequence[Host], source: str) -> _Seats:
+    """Of a plan from a file. Raises: TopologyError if it is not for this run on these machines."""
     again = "make it again with stepladder place"
     mesh = mesh_of(plan)
     if given.mesh != mesh:
@@ -193,40 +114,89 @@ def _check_given(plan: Plan, given: Placement, hosts: Sequence[_Host], source: s
         there.setdefault(seat.host, []).append(seat)
     if set(there) != {host.name for host in hosts}:
         names = ", ".join(sorted(there, key=natural)[:8])
-        raise TopologyError(f"{source}: is for the hosts {names}, but this run is on {_named(hosts)}; {again}")
+        raise TopologyError(f"{source}: is for the hosts {names}, but this run is on {named(hosts)}; {again}")
+    found: _Seats = {}
     for host in hosts:
         seats = there[host.name]
         if len(seats) != len(host.ranks):
             raise TopologyError(
                 f"{source}: has {len(seats)} ranks on {host.name}, but {len(host.ranks)} were started there; {again}"
             )
-        hidden = next((seat.gpu for seat in seats if seat.gpu not in {at for v in host.visible for at in v}), None)
-        if hidden is not None:
-            raise TopologyError(
-                f"{source}: wants GPU{hidden} of {host.name}, which this run does not see; look at CUDA_VISIBLE_DEVICES"
-            )
-        for seat in seats:
-            found = host.topology.gpus[seat.gpu].uuid
-            if seat.uuid and found and seat.uuid != found:
-                raise TopologyError(
-                    f"{source}: is for another machine: GPU{seat.gpu} of {host.name} is {found}, not {seat.uuid}; "
-                    f"{again}"
-                )
+        found[host.name] = {_position(host, seat, source): seat for seat in seats}
+        if len(found[host.name]) < len(seats):
+            raise TopologyError(f"{source}: two ranks sit on one GPU of {host.name}; {again}")
+    return found
 
 
-def _answers(hosts: Sequence[_Host], found: Placement, reports: Sequence[Report], said: str) -> list[Answer]:
-    """The seats of a placement for the workers: each keeps its device if there is a seat on it."""
+def _position(host: Host, seat: Seat, source: str) -> int:
+    """Of a plan's device on a host: by its UUID where both know it. Raises: TopologyError if it is not to be had."""
+    uuids = [gpu.uuid for gpu in host.topology.gpus]
+    if seat.uuid is not None and seat.uuid in uuids:
+        at = uuids.index(seat.uuid)
+    elif host.in_parts and (seat.uuid is None or None in uuids):
+        raise TopologyError(
+            f"{source}: no worker of {host.name} sees all of its GPUs, and only a UUID could tell which is "
+            f"GPU{seat.gpu}; make the plan from what `stepladder topo --json` says on that machine"
+        )
+    else:
+        at = -1 if host.in_parts else seat.gpu
+    if at not in {at for visible in host.visible for at in visible}:
+        raise TopologyError(
+            f"{source}: wants GPU{seat.gpu} of {host.name}, which this run does not see; look at CUDA_VISIBLE_DEVICES"
+        )
+    if seat.uuid and uuids[at] and seat.uuid != uuids[at]:
+        raise TopologyError(
+            f"{source}: is for another machine: GPU{seat.gpu} of {host.name} is {uuids[at]}, not {seat.uuid}; "
+            f"make it again with stepladder place"
+        )
+    return at
+
+
+def _answers(hosts: Sequence[Host], found: _Seats, reports: Sequence[Report], said: str) -> list[Answer]:
+    """The seats for the workers: each keeps its device if there is a seat on it.
+
+    Raises: TopologyError if a seat's device is seen by others than who could take it.
+    """
     answers: dict[int, Answer] = {}
     for host in hosts:
-        seats = {seat.gpu: seat for seat in found.seats if seat.host == host.name}
-        left = [at for at in sorted(seats) if at not in host.positions]
-        nics = [nic.device for nic in host.topology.nics]
-        chosen = [nic for nic in nics if nic in {seat.nic for seat in seats.values()}]
-        adapters = f"={','.join(chosen)}" if chosen and len(chosen) < len(nics) else None
-        for rank, at, visible in zip(host.ranks, host.positions, host.visible, strict=True):
-            seat = seats[at if at in seats else left.pop(0)]
-            on_gpu = reports[rank].local_rank if seat.gpu == at else visible.index(seat.gpu)
+        seats = found[host.name]
+        near = {seat.nic for seat in seats.values()}
+        workers = zip(host.ranks, host.positions, _taken(host, seats), host.visible, host.adapters, strict=True)
+        for rank, before, at, visible, adapters in workers:
+            chosen = [each for each in adapters if each in near]
             answers[rank] = Answer(
-                rank=seat.rank, local_rank=on_gpu, seat=seat, adapters=adapters, spread=host.num_numa > 1, said=said
+                rank=seats[at].rank,
+                local_rank=reports[rank].local_rank if at == before else visible.index(at),
+                seat=seats[at],
+                adapters=f"={','.join(chosen)}" if chosen and len(chosen) < len(adapters) else None,
+                spread=host.num_numa > 1,
+                said=printable(said),
             )
     return [answers[rank] for rank in range(len(reports))]
+
+
+def _taken(host: Host, seats: Mapping[int, Seat]) -> list[int]:
+    """For each worker of a host the position of its seat: its own device, or one that it sees and nobody needs more."""
+    taker = {at: i for i, at in enumerate(host.positions) if at in seats}
+
+    def take(worker: int, tried: set[int]) -> bool:
+        wanted = [at for at in sorted(seats) if at in host.visible[worker] and at not in tried]
+        free = next((at for at in wanted if at not in taker), None)
+        for at in wanted if free is None else (free,):
+            if at in tried:
+                continue
+            tried.add(at)
+            if at not in taker or take(taker[at], tried):  # who had it has found another
+                taker[at] = worker
+                return True
+        return False
+
+    for worker, own in enumerate(host.positions):
+        if own not in seats and not take(worker, set()):
+            left = next(seats[at].gpu for at in sorted(seats) if at not in taker)
+            raise TopologyError(
+                f"host {host.name}: GPU{left} is to have a rank, but the worker left for it does not see it; look at "
+                f"CUDA_VISIBLE_DEVICES"
+            )
+    at_of = {worker: at for at, worker in taker.items()}
+    return [at_of[worker] for worker in range(len(host.ranks))]
