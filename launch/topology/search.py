@@ -152,41 +152,43 @@ class Search:
         kinds = {i: kind(i) for i in range(len(nodes)) if nodes[i].usable}
         of_used = set(used)
         spare = list({kinds[i]: i for i in reversed(kinds) if i not in of_used}.values())  # one of each kind
+        if not spare and len({kinds[i] for i in used}) == 1 and self.usable.size == devices.size:
+            return
         others = [*used, *spare]
         if len(used) * len(others) <= _MOST_PAIRS:
             pairs = [*combinations(used, 2), *((a, b) for a in used for b in spare)]
             self.random.shuffle(pairs)
         else:
             pairs = [(self.random.choice(used), self.random.choice(others)) for _ in range(_MOST_PAIRS)]
+        held = np.bincount(machine.node[devices], minlength=len(nodes)).tolist()
         for a, b in pairs:
-            here, there = (np.flatnonzero(machine.node[devices] == each) for each in (a, b))
-            if a == b:
-                continue
-            if kinds[a] != kinds[b] or not there.size:
-                yield from self._moved(devices, [(here, a, b), (there, b, a)], seater)
-            if there.size:
-                yield from self._moved(devices, [(here, a, b)], seater)
-                yield from self._moved(devices, [(there, b, a)], seater)
+            room_a, room_b = len(nodes[a].usable), len(nodes[b].usable)
+            moves: list[list[tuple[int, int]]] = []
+            if kinds[a] != kinds[b] and held[a] <= room_b and held[b] <= room_a:
+                moves.append([(a, b), (b, a)])
+            if a != b and held[b] and held[a] + held[b] <= max(room_a, room_b):
+                moves += [[(a, b)]] if room_b >= room_a else [[(b, a)]]
+            for each in moves:
+                found = self._moved(devices, each, seater)
+                if found is not None:
+                    yield found
 
-    def _moved(
-        self, devices: Integers, moves: Sequence[tuple[Integers, int, int]], seater: Seater
-    ) -> Iterator[Integers]:
-        """Ranks moved from nodes to nodes, to the same slots where they can be; nothing if they do not fit."""
+    def _moved(self, devices: Integers, moves: Sequence[tuple[int, int]], seater: Seater) -> Integers | None:
+        """The ranks of nodes moved to nodes, to the same slots where they can be; None if they do not fit."""
         machine = self.machine
-        found = devices.copy()
-        staying = np.ones(devices.size, dtype=bool)
-        for ranks, _, _ in moves:
-            staying[ranks] = False
-        for ranks, source, target in moves:
-            taken = set(machine.slot[devices[staying & (machine.node[devices] == target)]].tolist())
+        found, at = devices.copy(), machine.node[devices]
+        leaving = {source for source, _ in moves}
+        for source, target in moves:
+            ranks = np.flatnonzero(at == source)
+            taken: set[int] = set() if target in leaving else set(machine.slot[devices[at == target]].tolist())
             usable = tuple(gpu for gpu in machine.cluster.nodes[target].usable if gpu not in taken)
             if ranks.size > len(usable):
-                return
+                return None
             slots: Sequence[int] = machine.slot[devices[ranks]].tolist()
             if machine.class_of_node[source] != machine.class_of_node[target] or not set(slots) <= set(usable):
                 slots = seater(target, usable, ranks) if ranks.size else ()
             found[ranks] = machine.first_device[target] + np.array(slots, dtype=np.int64)
-        yield found
+        return found
 
     def _exchange(self, devices: Integers, free: Integers) -> Integers:
         """Two ranks exchanged, or one moved to a free device."""
