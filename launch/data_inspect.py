@@ -2,11 +2,15 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..trainer.data.errors import DataError
 from .data_command import counts
+
+if TYPE_CHECKING:
+    from ..strategies.base import Batch
 
 _SHOWN_CHARACTERS = 300
 
@@ -44,6 +48,7 @@ def of_recipe(name: str, overrides: Sequence[str], num_samples: int) -> Iterator
     import torch
 
     from ..trainer.data.check import check_data
+    from ..trainer.data.order import Share
     from ..trainer.data.source import open_source
     from . import recipe as recipes
 
@@ -57,17 +62,28 @@ def of_recipe(name: str, overrides: Sequence[str], num_samples: int) -> Iterator
         seed=recipe.run.seed,
         device=torch.device("cpu"),
     )
+    if hasattr(source, "stream"):
+        yield f"source      data.{recipe.data.name}: a stream, fingerprint {source.fingerprint}"
+        yield f"order       {cast(Any, source).approximate(1)}"
+        one = Share(num_samples=1, microbatch_size=1, num_microbatches=1, rank=0, num_ranks=1, seed=recipe.run.seed)
+        for number, made in enumerate(islice(cast(Any, source).stream(one, 0), max(0, num_samples))):
+            yield _described(number, made.batch)
+        return
     yield f"source      data.{recipe.data.name}: {len(source):,} samples, fingerprint {source.fingerprint}"
     if hasattr(source, "describe"):
         yield f"samples     {cast(Any, source).describe()}"
     for number in _spread(num_samples, len(source)):
-        batch = source.__getitems__([number])
-        valid = int((batch.labels != -100).sum())
-        documents = "" if batch.documents is None else f", {len(batch.documents.unique())} documents"
-        inputs: Any = batch.inputs
-        shown = inputs[0].flatten()[:16].tolist() if hasattr(inputs, "shape") else "(a nest of tensors)"
-        shape = list(inputs.shape[1:]) if hasattr(inputs, "shape") else ""
-        yield f"sample {number}: {shape}, {valid} of {batch.labels.numel()} labels count{documents}: {shown} ..."
+        yield _described(number, source.__getitems__([number]))
+
+
+def _described(number: int, batch: "Batch") -> str:
+    """Shape, labels, documents and the beginning of a sample."""
+    valid = int((batch.labels != -100).sum())
+    documents = "" if batch.documents is None else f", {len(batch.documents.unique())} documents"
+    inputs: Any = batch.inputs
+    shown = inputs[0].flatten()[:16].tolist() if hasattr(inputs, "shape") else "(a nest of tensors)"
+    shape = list(inputs.shape[1:]) if hasattr(inputs, "shape") else ""
+    return f"sample {number}: {shape}, {valid} of {batch.labels.numel()} labels count{documents}: {shown} ..."
 
 
 def _spread(wanted: int, there: int) -> list[int]:

@@ -1,10 +1,21 @@
 """A document among others is the document alone."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
+from stepladder.launch.build import build_program
+from stepladder.launch.plan import make_plan
+from stepladder.launch.ranks import Ranks
+from stepladder.launch.recipe import parse
+from stepladder.profiling.record import no_span
 from stepladder.strategies.base import Batch
 from stepladder.trainer.data.pack.best_fit import best_fit
+from stepladder.trainer.data.pack.job import pack
+from stepladder.trainer.data.pack.parts import Packing
 from stepladder.trainer.data.token_source import TokenDocuments
 from stepladder.trainer.models.config import DecoderConfig
 from stepladder.trainer.models.decoder import Decoder, next_token_loss
@@ -56,3 +67,37 @@ def test_a_window_without_the_mask_does_look_into_the_document_before() -> None:
         apart, together = model(*batch.arguments), model(batch.inputs, batch.positions)
     torch.testing.assert_close(apart[0, :19], together[0, :19], rtol=0, atol=1e-5)
     assert float((apart[0, 19:38] - together[0, 19:38]).abs().max()) > 1e-3
+
+
+def gradients(folder: Path, batch: Batch, **strategies: Any) -> list[torch.Tensor]:
+    """Loss and gradients of a step of the recipe on the batch."""
+    model = {"dim": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 96, "vocab_size": 256}
+    recipe = parse(
+        {
+            "run": {"device": "cpu"},
+            "model": {"decoder": model},
+            "data": {"tokens": {"folder": str(folder), "packing": "best_fit"}},
+            "batch": {"sequence_length": LENGTH, "microbatch_size": len(batch.inputs)},
+            "strategies": {"adamw": {}, **strategies},
+        },
+        {},
+    )
+    plan = make_plan(recipe, num_gpus=0)
+    program = build_program(plan, Ranks(rank=0, local_rank=0, num_ranks=1), torch.device("cpu"))
+    loss = program.forward_backward(program, [batch], 1.0, no_span)
+    return [loss, *(parameter.grad for parameter in program.model.parameters() if parameter.grad is not None)]
+
+
+@pytest.mark.parametrize("mode", ["full", "selective"])
+def test_compiled_and_recomputed_blocks_keep_documents_apart(mode: str, tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"a text {i}")
+    pack(Packing(sources=(str(tmp_path / "*.txt"),)), tmp_path / "packed")
+    _, _, batch = packed([5, 49, 17, 30, 2, 1, 44, 11, 23])
+    plain = gradients(tmp_path / "packed", batch)
+    fancy = gradients(
+        tmp_path / "packed", batch, ac={"mode": mode}, compile={"backend": "aot_eager", "fullgraph": True}
+    )
+    assert len(plain) == len(fancy) > 10
+    for one, other in zip(plain, fancy, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ from ..wanted import Say, silent
 from .assemble import fingerprint_of
 from .folder import INDEX, read_index
 from .job import Progress, default_workers, pack
-from .parts import Packing
+from .parts import BEARABLE, Packing
 
 _TOLD_EVERY_S = 10.0
 
@@ -59,7 +59,7 @@ def _pack(packing: Packing, folder: Path, say: Say) -> None:
 
 def _key(packing: Packing) -> str:
     """What the folder in the cache is called: by settings, and by names, sizes and times of what is local."""
-    return fingerprint_of([asdict(packing) | {"error_budget": 0}, _files(packing), sys.version])
+    return fingerprint_of([asdict(packing) | BEARABLE, _files(packing), sys.version])
 
 
 def _files(packing: Packing) -> list[tuple[str, int, int]]:

@@ -22,7 +22,7 @@ from ..errors import DataError
 from .assemble import assemble, fingerprint_of
 from .documents import Document, Piece, read_piece
 from .folder import INDEX, TOKENIZER, Index, read_index, width_of
-from .parts import Made, Packing, alone, make_part, part_path, publish
+from .parts import BEARABLE, Made, Packing, alone, make_part, part_path, publish
 from .sources import pieces_of
 from .tokenizer import Tokenizer, open_tokenizer, train, vocabulary_to_train
 
@@ -51,7 +51,7 @@ def pack(packing: Packing, out: Path, *, workers: int = 1, look: Look = lambda p
     Raises: DataError if a source or the tokenizer cannot be used, or `out` holds something else.
     """
     pieces = pieces_of(packing.sources, packing.reading, packing.format)
-    wanted = fingerprint_of([asdict(packing) | {"error_budget": 0}, _identity(pieces, packing)])
+    wanted = fingerprint_of([asdict(packing) | BEARABLE, _identity(pieces, packing)])
     if (out / INDEX).is_file():
         index = read_index(out)
         if index.made_from.get("packing") == wanted:

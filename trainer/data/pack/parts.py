@@ -37,6 +37,9 @@ class Packing:
     """Documents that may be skipped."""
 
 
+BEARABLE = {"on_error": "", "error_budget": 0}
+"""Settings in which two packings may differ and still be the same: no part is kept that one of them would refuse."""
+
 Made = tuple[int, int, int, tuple[str, ...]]
 """Number of a piece, its tokens, what was skipped, and why."""
 
@@ -50,7 +53,7 @@ def alone() -> None:
 def make_part(folder: str, number: int) -> Made:
     """Tokenise one piece and leave its part."""
     parts = Path(folder)
-    packing, pieces, tokenizer, width = _job(parts)
+    packing, pieces, tokenizer, width = _job(parts, (parts / "job.json").stat().st_mtime_ns)
     made = _tokenised(pieces[number], packing, tokenizer, width)
     if packing.on_error == "skip" or not made.num_skipped:
         made.write(part_path(parts, number))
@@ -58,7 +61,7 @@ def make_part(folder: str, number: int) -> Made:
 
 
 @lru_cache(maxsize=2)
-def _job(parts: Path) -> tuple[Packing, list[Piece], Tokenizer, int]:
+def _job(parts: Path, written_ns: int) -> tuple[Packing, list[Piece], Tokenizer, int]:
     """What a process needs, read once."""
     job: dict[str, Any] = json.loads((parts / "job.json").read_text())
     settings: dict[str, Any] = job["packing"]

@@ -200,7 +200,7 @@ def test_a_damaged_line_stops_with_its_place_or_is_counted(case: str, tmp_path: 
         job.pack(Packing(sources=(str(path),)), tmp_path / "stop")
     assert said in str(stopped.value)
     assert "bad.jsonl" in str(stopped.value)
-    index = job.pack(Packing(sources=(str(path),), on_error="skip", error_budget=1), tmp_path / "skip")
+    index = job.pack(Packing(sources=(str(path),), on_error="skip", error_budget=1), tmp_path / "stop")
     assert index.num_skipped == 1
     assert said in index.first_skipped[0]
     with pytest.raises(DataError, match="more than 0 documents"):
