@@ -226,6 +226,7 @@ def sharded_and_whole() -> list[float]:
     return answers
 
 
+@pytest.mark.slow
 def test_a_sharded_teacher_says_what_a_whole_one_says(run_ranks: Callable[..., Any]) -> None:
     answers = run_ranks(sharded_and_whole, 2)
     half = len(answers) // 2

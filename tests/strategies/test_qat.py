@@ -131,15 +131,15 @@ def test_what_cannot_be_is_said(make_program: Callable[..., Program], make_run: 
 
 
 def test_a_tiny_decoder_trains_with_it(make_program: Callable[..., Program], make_run: Callable[..., Run]) -> None:
-    program = QuantizationAware(group_size=16).apply(make_program(), make_run())
+    program = QuantizationAware(group_size=16).apply(make_program(num_layers=1), make_run())
     optimizer = torch.optim.AdamW(program.model.parameters(), lr=1e-2)
     inputs = torch.randint(0, 32, (4, 9))
     batch = Batch(inputs[:, :-1], inputs[:, 1:].contiguous())
     losses: list[float] = []
-    for _ in range(10):
+    for _ in range(6):
         optimizer.zero_grad()
         loss = program.loss(program.model(*batch.arguments), batch)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]

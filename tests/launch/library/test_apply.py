@@ -89,10 +89,7 @@ def _alone() -> Iterator[None]:
     "strategies",
     [
         {},
-        {"ac": {}},
-        {"accumulation": {"num_microbatches": 2}},
-        {"ddp": {}},
-        {"fsdp2": {}},
+        {"ddp": {}, "accumulation": {"num_microbatches": 2}},
         {"fsdp2": {}, "ac": {"every": 2}, "accumulation": {"num_microbatches": 4}},
     ],
     ids=lambda each: "+".join(each) or "adamw",

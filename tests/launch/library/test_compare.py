@@ -102,6 +102,7 @@ def makers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("makers_of_a_user")
 
 
+@pytest.mark.slow
 def test_a_segment_of_its_own_process_is_measured_there(makers: Any) -> None:
     run = MODULE._in_a_process
     length = run(makers.adds, None, 0.02)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 PAGE = Path(__file__).parents[3] / "docs" / "library.md"
 
 
+@pytest.mark.slow
 def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "typed"}
