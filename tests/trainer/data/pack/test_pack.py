@@ -16,6 +16,7 @@ import pytest
 
 from stepladder.trainer.data.errors import DataError
 from stepladder.trainer.data.pack import job, sources
+from stepladder.trainer.data.pack import tokenizer as tokenizers
 from stepladder.trainer.data.pack.chat import Template
 from stepladder.trainer.data.pack.documents import Bad, Document, Reading, read_piece
 from stepladder.trainer.data.pack.folder import check_hashes, counts_of, offsets_of, read_index, tokens_of
@@ -99,7 +100,7 @@ def test_processes_and_a_trained_tokenizer_change_no_byte(
 
 def test_a_killed_packing_goes_on_where_it_was(tmp_path: Path) -> None:
     source = tmp_path / "many.jsonl"
-    source.write_text("".join(json.dumps({"text": f"{i} " * 2000}) + "\n" for i in range(5000)))
+    source.write_text("".join(json.dumps({"text": f"{i} " * 2000}) + "\n" for i in range(2500)))
     out = tmp_path / "out"
     command = [
         sys.executable,
@@ -116,7 +117,7 @@ def test_a_killed_packing_goes_on_where_it_was(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
-    while len(list((out / ".parts").glob("0*.npz"))) < 2:
+    while len(list((out / ".parts").glob("0*.npz"))) < 1:
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.002)
@@ -149,10 +150,11 @@ def test_a_lone_document_is_held_out_at_its_end(tmp_path: Path) -> None:
     assert len(held) == 21
 
 
-def test_long_texts_and_names_of_special_tokens_are_text(tmp_path: Path) -> None:
+def test_long_texts_and_names_of_special_tokens_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "_SLICE_CHARACTERS", 1000)
     train(["some words\n" * 50], 300, tmp_path / "tokenizer.json")
     tokenizer = open_tokenizer(str(tmp_path))
-    text = ("line of words <|endoftext|> é\n" * 40_000) + "x" * 1000
+    text = ("line of words <|endoftext|> é\n" * 400) + "x" * 2500
     (ids,) = tokenizer.encode([text])
     assert tokenizer.decode(ids.tolist()) == text
     assert tokenizer.end_id not in ids
