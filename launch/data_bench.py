@@ -21,6 +21,7 @@ from .errors import ExitCode, UsageError
 from .feeding import cores_of_a_rank
 from .instruments import StepTimes
 from .plan import Plan
+from .recipe import PACKAGE
 
 if TYPE_CHECKING:
     from ..trainer.data.trial import Trial, Tried
