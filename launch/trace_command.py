@@ -50,6 +50,9 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> int:
         return _analysis(options) if options.against is None else _difference(options)
     except TraceError as error:
         raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        show(["interrupted: the analysis is not complete"], to_stderr=True)
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,7 @@ Told = Callable[[int, int], None]
 """Told how many bytes of all files are read, packed as they are, of how many."""
 
 _ASK_EVERY_S = 0.1
+_ENDED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +129,18 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")  # polars has threads, which a fork would not have
     sizes = [_size(path) for path in files]
     board = _board(len(files)) if progress else nullcontext((None, memoryview(b"")))
+    waiting: dict[Future[Done[T]], tuple[int, Path]] = {}
     with (
         board as (name, slots),
-        ProcessPoolExecutor(num_processes, mp_context=context) as pool,
+        ProcessPoolExecutor(num_processes, mp_context=context, initializer=_end_tidily) as pool,
+        _ended_with_us(),
     ):
-        waiting = {
-            pool.submit(_one_told, path, work, reading, name, place): (place, path) for place, path in enumerate(files)
-        }
+        with _without_interrupts():
+            for place, path in enumerate(files):
+                waiting[pool.submit(_one_told, path, work, reading, name, place)] = place, path
         while waiting:
-            ended, _ = wait(waiting, _ASK_EVERY_S if progress else None, FIRST_COMPLETED)
+            # An interrupt that the system gives to another thread does not wake this one.
+            ended, _ = wait(waiting, _ASK_EVERY_S, FIRST_COMPLETED)
             for future in ended:
                 place, path = waiting.pop(future)
                 try:
@@ -145,6 +151,37 @@ def _in_processes(
                     slots[place] = sizes[place]
             if progress:
                 progress(min(sum(slots[: len(files)]), sum(sizes)), sum(sizes))
+
+
+@contextmanager
+def _without_interrupts() -> Generator[None]:
+    """Processes that begin here take no Ctrl-C, which a terminal sends to all: each would print where it was."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _ended_with_us() -> Generator[None]:
+    """Where an interrupt ends the processes that were begun here; their pool then gives up what still waits."""
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+
+
+def _end_tidily() -> None:
+    """In a process of its own: leave no half of a cache behind when told to end."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(_ENDED)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _size(path: Path) -> int:
@@ -173,14 +210,17 @@ def _board(num_slots: int, name: str | None = None) -> Generator[tuple[str, memo
 
 def _one_told(path: Path, work: Callable[[Trace], T], reading: Reading, board: str | None, place: int) -> Done[T]:
     """In a process of its own, which writes on a board how far it is."""
-    if board is None:
-        return _one(path, work, reading, 1, None)
-    with _board(0, board) as (_, slots):
+    try:
+        if board is None:
+            return _one(path, work, reading, 1, None)
+        with _board(0, board) as (_, slots):
 
-        def tell(_: Path, num_bytes: int) -> None:
-            slots[place] = num_bytes
+            def tell(_: Path, num_bytes: int) -> None:
+                slots[place] = num_bytes
 
-        return _one(path, work, reading, 1, tell)
+            return _one(path, work, reading, 1, tell)
+    except SystemExit:  # a pool would send it as a result, and go on with the next file
+        os._exit(_ENDED)
 
 
 def _one(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stepladder.launch.cli import main
+from stepladder.profiling.trace import analysis
 
 EVENTS = [
     {"ph": "X", "cat": "user_annotation", "name": "ProfilerStep#3", "pid": 1, "tid": 1, "ts": 0, "dur": 9},
@@ -87,6 +88,17 @@ def test_the_annotated_trace_is_the_first_that_can_be_read(tmp_path: Path, capsy
     assert main(["trace", str(folder), "--no-cache", "--processes", "1", "--perfetto", str(again)]) == 0
     assert "rank-0.json: empty" in capsys.readouterr().out
     assert "gemm of rank 1" in again.read_text()
+
+
+def test_an_interrupt_is_one_line(
+    traces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(analysis, "analyse", interrupted)
+    assert main(["trace", str(traces)]) == 130
+    assert capsys.readouterr() == ("", "interrupted: the analysis is not complete\n")
 
 
 def test_two_runs_are_compared(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
