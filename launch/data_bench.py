@@ -132,18 +132,7 @@ def step_alone(recipe: str, overrides: Sequence[str], num_ranks: int | None) -> 
     ranks = [] if num_ranks is None else ["--ranks", str(num_ranks)]
     with tempfile.TemporaryDirectory() as name:
         times, out = Path(name) / "times.json", Path(name) / "run"
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            __package__.split(".")[0],
-            "run",
-            recipe,
-            "--out",
-            str(out),
-            *sets,
-            *ranks,
-        ]
+        command = [sys.executable, "-P", "-m", PACKAGE, "run", recipe, "--out", str(out), *sets, *ranks]
         command += ["--same-batch", "--stop-after", str(_STEPS), "--step-times", str(times)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
