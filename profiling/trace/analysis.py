@@ -33,7 +33,7 @@ from .makers import (
     of_steps,
     of_what_if,
 )
-from .one_job import Recorded, doubts, recorded
+from .one_job import Recorded, absent, doubts, recorded
 from .stragglers import stragglers
 from .tables import Trace
 
@@ -98,19 +98,24 @@ def analyse(
         drawn=frozenset(files[:_MAX_DRAWN_RANKS]),
         followed=frozenset(files if with_path else ()),
         sent=frozenset(files[: job_path.MAX_RANKS] if with_path and len(files) > 1 else ()),
+        several=len(files) > 1,
     )
     done, problems = for_each(files, work, reading, progress=progress)
     names = dict.fromkeys(name for each in done for name in each.result.tables)
     together = {name: _together(name, done) for name in names}
+    ranks = {each.rank: each.result.recorded for each in done}
+    met, largest_group = None, 0
     if "collectives" in together:
-        together |= _compared(together["collectives"])
+        met = collective_skew.matched(together["collectives"], all_read=not absent(ranks))
+        together |= _compared(together["collectives"], met)
+        largest_group = max(together["collectives"]["size"].drop_nulls().to_list(), default=0)
     if "exchanges" in together:
         together["stragglers"] = _stragglers(together.pop("exchanges"), together.get("clocks"))
-    notes = left_out + problems + doubts({each.rank: each.result.recorded for each in done})
+    notes = left_out + problems + doubts(ranks, largest_group=largest_group)
     notes += [f"rank {each.rank}: {note}" for each in done for note in (*each.notes, *each.result.notes)]
     notes += clock_notes(together.get("clocks"))
     if with_path:
-        more, path_notes = _path(done, offsets_of(together.get("clocks")))
+        more, path_notes = _path(done, offsets_of(together.get("clocks")), met)
         if of_drawing not in makers:
             del more["critical_across"]
         together, notes = together | more, notes + path_notes
@@ -169,6 +174,7 @@ def _of_rank(
     drawn: frozenset[Path],
     followed: frozenset[Path],
     sent: frozenset[Path],
+    several: bool,
 ) -> _Rank:
     notes: list[str] = []
     if not trace.device.height:
@@ -176,12 +182,14 @@ def _of_rank(
         notes.append("no device events; " + ("what is said is of the host" if host else "nothing of the host either"))
     if not trace.steps.height:
         notes.append("no profiler steps; the whole trace counts as one")
-    mine = [make for make in makers if make is not of_drawing or trace.path in drawn]
+    is_drawn = of_drawing in makers and trace.path in drawn
+    mine = [make for make in makers if make is not of_drawing]
+    mine += [partial(of_drawing, several=several)] if is_drawn else []
     tables = {name: table for make in mine for name, table in kept_tables(trace, make).items()}
-    graph = job_path.step_graph(trace) if trace.path in followed else None
+    graph = job_path.step_graph(trace, several=several) if trace.path in followed else None
     if graph is not None:
         tables["path"] = job_path.path_of_rank(graph)
-        if of_drawing in mine:
+        if is_drawn:
             tables["critical"] = job_path.segments_of_rank(graph)
     return _Rank(
         tables={name: _packed(table) for name, table in tables.items()},
@@ -212,9 +220,8 @@ def _together(name: str, done: Sequence[Done[_Rank]]) -> pl.DataFrame:
     return pl.concat(frames, how="diagonal_relaxed")
 
 
-def _compared(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+def _compared(rows: pl.DataFrame, matched: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """What follows from the collectives of all ranks."""
-    matched = collective_skew.matched(rows)
     return {
         "collective_summary": collective_summary(rows),
         "collective_waits": collective_skew.by_collective(matched),
@@ -229,9 +236,11 @@ def _stragglers(exchanges: pl.DataFrame, clocks: pl.DataFrame | None) -> pl.Data
     return stragglers(exchanges, num_latest=latest, offsets_ns=offsets_of(clocks))
 
 
-def _path(done: Sequence[Done[_Rank]], offsets: Mapping[int, int]) -> tuple[dict[str, pl.DataFrame], list[str]]:
+def _path(
+    done: Sequence[Done[_Rank]], offsets: Mapping[int, int], met: pl.DataFrame | None
+) -> tuple[dict[str, pl.DataFrame], list[str]]:
     graphs = {each.rank: each.result.graph for each in done if each.result.graph is not None}
-    tables, notes = job_path.path_of_job(graphs, offsets)
+    tables, notes = job_path.path_of_job(graphs, offsets, met)
     if graphs and len(graphs) < len(done):
         notes.append(f"the critical path goes through {len(graphs)} of {len(done)} ranks: more would need much memory")
     return tables, notes

@@ -21,14 +21,17 @@ _GROUP = ["group", "ranks"]
 _KEY = [*_GROUP, "lane", "place", "nth"]
 
 
-def matched(rows: pl.DataFrame) -> pl.DataFrame:
+def matched(rows: pl.DataFrame, *, all_read: bool = True) -> pl.DataFrame:
     """Collectives seen on more than one rank: the rows of `collectives` with `rank`, and what follows from comparing.
 
-    Adds `collective` (the same number on all ranks), `num_ranks`, `offset_ns` (this rank's clock minus that of the
-    lowest rank it can be compared with), `late_ns` (its start after the earliest), `transfer_ns` (the shortest of its
-    kernels), `wait_ns` (the rest of this one), `is_last`, and `cost_ns`: on the last rank, how much earlier all would
-    have begun with it in time, which is up to the one before it; 0 on others. Matched by group and sequence number;
-    else by type and order within a step, and within the whole trace if the ranks' steps differ.
+    Adds `collective` (the same number on all ranks), `num_ranks`, `is_whole` (whether these are all of its group; where
+    the group's size is not told, `all_read`: whether all ranks of the job are here), `offset_ns` (this rank's clock
+    minus that of the lowest rank it can be compared with), `late_ns` (its start after the earliest here),
+    `transfer_ns` (the shortest of its kernels), `wait_ns` (the rest of this one), `is_last`, and `cost_ns`: on the last
+    rank, how much earlier all would have begun with it in time, which is up to the one before it; 0 on others. What
+    would be false if a rank that is not here came last is null, and nobody is last, unless it is whole. Matched by
+    group and sequence number; else by type and order within a step, and within the whole trace if the ranks' steps
+    differ.
     """
     same = _together(rows)
     same = same.join(clock_offsets(same).select("rank", "offset_ns"), on="rank", how="left", maintain_order="left")
@@ -37,13 +40,17 @@ def matched(rows: pl.DataFrame) -> pl.DataFrame:
     same = same.with_columns(
         num_ranks=pl.len().over(over).cast(pl.Int64),
         late_ns=start - start.min().over(over),
-        transfer_ns=pl.col("dur_ns").min().over(over),
-    ).with_columns(
-        wait_ns=pl.col("dur_ns") - pl.col("transfer_ns"),
-        is_last=(pl.col("late_ns").rank("ordinal", descending=True).over(over) == 1),
+    )
+    pairwise = pl.col("type").is_in([kind.value for kind in PAIRWISE])
+    enough = pl.col("num_ranks") >= pl.col("size").max().over(over)
+    same = same.with_columns(is_whole=pairwise | enough.fill_null(all_read))
+    same = same.with_columns(
+        transfer_ns=pl.when("is_whole").then(pl.col("dur_ns").min().over(over)),
+        is_last=pl.col("is_whole") & (pl.col("late_ns").rank("ordinal", descending=True).over(over) == 1),
     )
     second = pl.col("late_ns").filter(~pl.col("is_last")).max().over(over)
-    same = same.with_columns(cost_ns=pl.when("is_last").then(pl.col("late_ns") - second).otherwise(0).cast(pl.Int64))
+    cost = pl.when("is_last").then(pl.col("late_ns") - second).otherwise(0).cast(pl.Int64)
+    same = same.with_columns(wait_ns=pl.col("dur_ns") - pl.col("transfer_ns"), cost_ns=pl.when("is_whole").then(cost))
     return same.sort("collective", "rank").drop("lane", "place", "nth")
 
 
@@ -145,11 +152,12 @@ def clock_offsets(same: pl.DataFrame) -> pl.DataFrame:
 def by_collective(same: pl.DataFrame) -> pl.DataFrame:
     """One row a collective of `matched`: its skew, transfer, waits and the rank that came last; the costliest first.
 
-    `wait_ns` and `exposed_ns` are means over the ranks; `skew_ns` is the last start minus the first. `bus_gb_s` is what
-    the transfer alone reached.
+    `wait_ns` and `exposed_ns` are means over the ranks; `skew_ns` is the last start minus the first, of those here.
+    `bus_gb_s` is what the transfer alone reached. Without all ranks of the group it is null, as are transfer_ns,
+    wait_ns, last_rank and cost_ns.
     """
     table = same.group_by("collective", maintain_order=True).agg(
-        pl.col("group", "ranks", "type", "step", "size", "num_ranks", "link_gb_s", "transfer_ns").first(),
+        pl.col("group", "ranks", "type", "step", "size", "num_ranks", "is_whole", "link_gb_s", "transfer_ns").first(),
         pl.col("message_bytes", "bus_bytes").max(),
         skew_ns=pl.col("late_ns").max(),
         wait_ns=pl.col("wait_ns").mean().cast(pl.Int64),
@@ -158,15 +166,20 @@ def by_collective(same: pl.DataFrame) -> pl.DataFrame:
         cost_ns=pl.col("cost_ns").max(),
     )
     rate = pl.when(pl.col("transfer_ns") > 0).then(pl.col("bus_bytes") / pl.col("transfer_ns"))
-    return table.with_columns(bus_gb_s=rate).sort("wait_ns", descending=True, maintain_order=True)
+    return table.with_columns(bus_gb_s=rate).sort("wait_ns", descending=True, nulls_last=True, maintain_order=True)
 
 
 def by_rank(same: pl.DataFrame) -> pl.DataFrame:
-    """One row a rank of `matched`: how often it came last and what that cost, and what it waited for others."""
+    """One row a rank of `matched`: how often it came last and what that cost, and what it waited for others.
+
+    Of `count` collectives; num_last, cost_ns, wait_ns and transfer_ns are those of the `num_whole` whose ranks are all
+    here.
+    """
     return (
         same.group_by("rank")
         .agg(
             count=pl.len(),
+            num_whole=pl.col("is_whole").sum(),
             num_last=pl.col("is_last").sum(),
             mean_late_ns=pl.col("late_ns").mean().cast(pl.Int64),
             cost_ns=pl.col("cost_ns").sum(),

@@ -15,9 +15,9 @@ from .collective_sizes import bus_factor, bytes_of_inputs, collective_of, messag
 from .dtypes import bytes_of
 from .intervals import measure, union
 from .kinds import Kind
-from .launchers import enclosing, launchers, places
+from .launchers import call_places, enclosing, launch_calls, places
 from .peaks import GIGA, Peak, device_peak
-from .tables import Trace, job_of
+from .tables import Trace, job_of, once
 
 _C10D = "c10d::"
 _BEFORE = -(1 << 62)
@@ -79,10 +79,15 @@ def collectives(trace: Trace, peak: Peak | str | None = None, link_gb_s: float |
     return rows.select(pl.col(key).cast(kind) for key, kind in SCHEMA.items())
 
 
-def _of_device(trace: Trace) -> pl.DataFrame:
-    """Kernels, with what is said about them, and exposed times."""
+@once
+def told_of_kernels(trace: Trace) -> pl.DataFrame:
+    """What is known of each communication kernel, by itself, its operator or the range around its launch.
+
+    row, name, ts, dur, stream, device, launched (when), type, and the keys of `_SAID` (null where nothing is said).
+    """
     kernels = trace.of(Kind.COMMUNICATION)
-    launches = launchers(trace, kernels)
+    calls, at = launch_calls(trace), call_places(trace, kernels)
+    launches = pl.DataFrame({"launch_ts": calls["ts"].gather(at), "track": calls["track"].gather(at)})
     names = pl.col("name").cast(pl.String)
     told = trace.argument("Collective name")["row"].to_numpy()
     telling = trace.events[told].filter(pl.col("kind").is_in([Kind.OPERATOR.value, Kind.ANNOTATION.value]))
@@ -94,6 +99,12 @@ def _of_device(trace: Trace) -> pl.DataFrame:
         telling=pl.Series(enclosing(launches, telling)),
         titled=pl.Series(enclosing(launches, titled)),
     )
+    return _described(trace, rows)
+
+
+def _of_device(trace: Trace) -> pl.DataFrame:
+    """Kernels, with what is said about them, and exposed times."""
+    kernels = told_of_kernels(trace)
     covered = np.zeros(len(kernels), dtype=np.int64)
     compute = trace.of(Kind.COMPUTE, "ts", "dur", "device")
     start, dur = kernels["ts"].to_numpy(), kernels["dur"].to_numpy()
@@ -102,8 +113,7 @@ def _of_device(trace: Trace) -> pl.DataFrame:
         busy = compute.filter(pl.col("device") == device)
         busy = union(busy["ts"].to_numpy(), busy["dur"].to_numpy())
         covered[mine] = measure(busy, start[mine], start[mine] + dur[mine])
-    rows = rows.with_columns(exposed_ns=pl.col("dur") - pl.Series(covered))
-    return _described(trace, rows)
+    return kernels.with_columns(exposed_ns=pl.col("dur") - pl.Series(covered))
 
 
 def _launched(kernels: pl.DataFrame, launches: pl.DataFrame) -> pl.Series:
@@ -125,8 +135,8 @@ def _of_host(trace: Trace) -> pl.DataFrame:
     own = pl.col("row").cast(pl.Int64)
     rows = gloo.select(
         "row", names, "ts", "dur", "stream", "device", on_host=pl.lit(True), launched="ts", telling=own, titled=own
-    ).with_columns(exposed_ns=pl.col("dur") - pl.Series(covered))
-    return _described(trace, rows)
+    )
+    return _described(trace, rows).with_columns(exposed_ns=pl.col("dur") - pl.Series(covered))
 
 
 def _ranges(trace: Trace, pattern: str) -> pl.DataFrame:

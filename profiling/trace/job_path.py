@@ -14,8 +14,8 @@ import polars as pl
 from .critical_path import Graph, across, by_name, critical_path, dependencies
 from .critical_path.graph import Relation
 from .critical_path.longest import SCHEMA as SEGMENTS
+from .critical_path.whatif import NOTHING, OVERLAPPED, Change, ask, name_costs, standard
 from .critical_path.whatif import SCHEMA as WHAT_IF
-from .critical_path.whatif import Change, ask, name_costs, standard
 from .makers import shown_step
 from .tables import Trace
 
@@ -32,7 +32,7 @@ PATH = {
 """What a path was spent on; `step` is -1 for a whole trace. With `rank`, where; shares are of the whole path."""
 _NUM_NAMES = 5
 _NO_TIE = -(1 << 60)
-_BARRIERS = ("communication overlapped", "no waiting for ranks")
+_NO_WAITING = "no waiting for ranks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class StepGraph:
     graph: Graph
 
 
-def step_graph(trace: Trace) -> StepGraph:
+def step_graph(trace: Trace, *, several: bool) -> StepGraph:
     """Of the shown step; of the whole trace without steps."""
-    step = shown_step(trace)
+    step = shown_step(trace, several=several)
     return StepGraph(step=step, graph=dependencies(trace, step=step))
 
 
@@ -60,21 +60,26 @@ def segments_of_rank(found: StepGraph) -> pl.DataFrame:
 
 
 def path_of_job(
-    graphs: Mapping[int, StepGraph], offsets: Mapping[int, int]
+    graphs: Mapping[int, StepGraph], offsets: Mapping[int, int], met: pl.DataFrame | None = None
 ) -> tuple[dict[str, pl.DataFrame], list[str]]:
     """`path_across`, `what_if_across`, `critical_across` of graphs by rank, and what was left out; clocks put right.
 
+    `met` is what `collective_skew.matched` gave: which kernels of the ranks are one collective.
     Empty tables for fewer than two ranks of the same step, and if they have no collective in common.
     """
     number = Counter(each.step for each in graphs.values()).most_common(1)[0][0] if graphs else None
     same = {rank: each.graph for rank, each in graphs.items() if each.step == number}
     notes = [
-        f"the critical path of step {number} leaves out rank {rank}, whose trace does not have that step"
-        for rank in graphs
+        f"the critical path of {_of(number)} leaves out rank {rank}, in the middle of whose trace is {_of(each.step)}"
+        for rank, each in graphs.items()
         if rank not in same
     ]
-    ranked = [_as_rank(graph, rank) for rank, graph in same.items()]
+    ranked = [_as_rank(graph, rank, met) for rank, graph in same.items()]
     if not _have_met(ranked):
+        if len(ranked) > 1:
+            notes.append(
+                f"no critical path through all ranks: no collective of {_of(number)} is known to be one of two"
+            )
         empty = {"path_across": {"rank": pl.Int64} | PATH, "what_if_across": WHAT_IF, "critical_across": SEGMENTS}
         return {name: pl.DataFrame(schema=schema) for name, schema in empty.items()}, notes
     joint = across(ranked, offsets)
@@ -98,10 +103,20 @@ def _with_step(path: pl.DataFrame, step: int | None) -> pl.DataFrame:
     return path.select(pl.col(key).cast(kind) for key, kind in (rank | PATH).items())
 
 
-def _as_rank(graph: Graph, rank: int) -> Graph:
-    """Files need not say their rank; the job has given them one."""
+def _of(step: int | None) -> str:
+    return "the whole trace" if step is None else f"step {step}"
+
+
+def _as_rank(graph: Graph, rank: int, met: pl.DataFrame | None) -> Graph:
+    """Files need not say their rank; the job has given them one, and has matched their collectives."""
     points = dataclasses.replace(graph.points, rank=np.full_like(graph.points.rank, rank))
-    return dataclasses.replace(graph, points=points)
+    if met is None:
+        return dataclasses.replace(graph, points=points)
+    mine = met.filter(pl.col("rank") == rank).select("row", pl.col("collective").cast(pl.String))
+    numbers: dict[int, str] = dict(mine.iter_rows())
+    rows = {point: int(points.row[point]) for point in graph.collectives}
+    collectives = {point: (numbers[row],) for point, row in rows.items() if row in numbers}
+    return dataclasses.replace(graph, points=points, collectives=collectives)
 
 
 def _have_met(graphs: Sequence[Graph]) -> bool:
@@ -115,7 +130,9 @@ def _changes(path: pl.DataFrame) -> list[tuple[str, str | None, Change]]:
 
     Where nobody waits for another rank, the collectives tie the ranks together no longer.
     """
-    same = [(word, None, _apart(change) if word in _BARRIERS else change) for word, change in standard().items()]
+    every = standard()
+    every |= {OVERLAPPED: _apart(every[OVERLAPPED]), _NO_WAITING: _apart(every[NOTHING])}
+    same: list[tuple[str, str | None, Change]] = [(word, None, change) for word, change in every.items()]
     names = path.filter(~pl.col("name").str.starts_with("(")).group_by("name").agg(pl.col("time_ns").sum())
     longest = names.sort("time_ns", "name", descending=[True, False])["name"].head(_NUM_NAMES)
     return [*same, *(("free", name, name_costs(name)) for name in longest)]

@@ -19,7 +19,7 @@ from .sequences import candidates
 from .steps import breakdown, host_phases
 from .stragglers import exchanges
 from .syncs import wait_sites
-from .tables import Trace, job_of
+from .tables import Trace
 from .utilisation import utilisation
 
 Tables = Mapping[str, pl.DataFrame]
@@ -103,9 +103,9 @@ def of_attribution(trace: Trace) -> Tables:
     return {"attribution": attribute(trace)}
 
 
-def of_drawing(trace: Trace) -> Tables:
-    """Large tables of one step, that only the report shows."""
-    return {"timeline": timeline_of(trace, step=shown_step(trace))[0].drop("rank")}
+def of_drawing(trace: Trace, *, several: bool = False) -> Tables:
+    """Large tables of one step, that only the report shows; `several` as in `shown_step`."""
+    return {"timeline": timeline_of(trace, step=shown_step(trace, several=several))[0].drop("rank")}
 
 
 def _median_step(trace: Trace) -> int | None:
@@ -113,14 +113,13 @@ def _median_step(trace: Trace) -> int | None:
     return int(steps["step"][steps.height // 2]) if steps.height else None
 
 
-def shown_step(trace: Trace) -> int | None:
+def shown_step(trace: Trace, *, several: bool) -> int | None:
     """The step that stands for all where only one is looked at; None without steps.
 
-    Of one rank that of median length. The ranks of a job have to look at the same one, and each reads only its own
-    trace: it is the one in the middle.
+    Of a trace looked at alone that of median length. Of `several` all have to look at the same one, and each reads only
+    its own trace: it is the one in the middle.
     """
-    size = job_of(trace.header).get("world_size")
-    if not isinstance(size, int) or size < 2:
+    if not several:
         return _median_step(trace)
     numbers = trace.steps["step"].unique().sort()
     return int(numbers[len(numbers) // 2]) if len(numbers) else None

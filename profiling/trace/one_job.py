@@ -10,6 +10,8 @@ _SAME_IN_A_JOB = ("backend", "nccl_version")
 _MAX_APART_NS = 1_000_000_000
 """Between the end of a trace and the begin of another; clocks of hosts may be apart."""
 _MAX_RANKS = 8
+_MOST_RANKS = 1 << 20
+"""A header that says more is not believed."""
 _MAX_LETTERS = 40
 
 
@@ -22,6 +24,7 @@ class Recorded:
     start_ns: int
     end_ns: int
     said: Mapping[str, Any]
+    world_size: int | None = None
 
 
 def recorded(trace: Trace) -> Recorded:
@@ -34,13 +37,44 @@ def recorded(trace: Trace) -> Recorded:
         start_ns=int(start.min()),
         end_ns=int((start + dur).max()),
         said={key: job[key] for key in _SAME_IN_A_JOB if key in job},
+        world_size=job.get("world_size") if isinstance(job.get("world_size"), int) else None,
     )
 
 
-def doubts(ranks: Mapping[int, Recorded]) -> list[str]:
-    """Why what is said about ranks together may mean nothing, a sentence each."""
-    notes = [note for key in _SAME_IN_A_JOB for note in _differing(key, ranks)]
+def absent(ranks: Mapping[int, Recorded]) -> list[int]:
+    """Ranks of the job that were not read, by what the headers say of its size."""
+    sizes = {each.world_size for each in ranks.values() if each.world_size is not None}
+    size = sizes.pop() if len(sizes) == 1 else 0
+    return [rank for rank in range(min(size, _MOST_RANKS)) if rank not in ranks]
+
+
+def doubts(ranks: Mapping[int, Recorded], *, largest_group: int = 0) -> list[str]:
+    """Why what is said about ranks together may mean nothing, a sentence each.
+
+    `largest_group` is the size of the largest group that a collective of them names.
+    """
+    notes = _incomplete(ranks, largest_group) if len(ranks) > 1 else []
+    notes += [note for key in _SAME_IN_A_JOB for note in _differing(key, ranks)]
     return notes + (_other_steps(ranks) or _other_time(ranks))
+
+
+def _incomplete(ranks: Mapping[int, Recorded], largest_group: int) -> list[str]:
+    """The others' waiting for a rank that was not read looks like transferring, and nobody knows who came last."""
+    missing, so = absent(ranks), "what waited for the others cannot be told from what transferred, nor who came last"
+    if missing:
+        said = f"{len(ranks)} of {len(ranks) + len(missing)} ranks were read (missing {_spans(missing)})"
+        return [f"{said}: in collectives of those {so}"]
+    if largest_group > len(ranks):
+        return [f"a collective is of {largest_group} ranks, and {len(ranks)} ranks were read: in it {so}"]
+    return []
+
+
+def _spans(which: Sequence[int]) -> str:
+    """`0, 2 to 5`."""
+    begins = [rank for rank, before in zip(which, [None, *which], strict=False) if before != rank - 1]
+    ends = [rank for rank, after in zip(which, [*which[1:], None], strict=True) if after != rank + 1]
+    words = [str(one) if one == other else f"{one} to {other}" for one, other in zip(begins, ends, strict=True)]
+    return ", ".join(words[:_MAX_RANKS]) + (", ..." if len(words) > _MAX_RANKS else "")
 
 
 def _differing(key: str, ranks: Mapping[int, Recorded]) -> list[str]:

@@ -22,7 +22,7 @@ from .work import MATRIX, UNKNOWN, Family, Work, elementwise
 SHORT_NS = 5000
 """A kernel below this says more about its launch than about its rates."""
 
-_CALL = ["name", "operator", "dims", "types", "concrete"]
+_CALL = ["name", "operator", "dims", "types", "concrete", "tf32"]
 _WORK: dict[str, pl.DataType] = {
     "family": pl.String(),
     "dtype": pl.String(),
@@ -32,20 +32,24 @@ _WORK: dict[str, pl.DataType] = {
     "aligned": pl.Boolean(),
     "odd_sides": pl.String(),
 }
-_TF32 = ("tf32", "s1688", "xf32")
+_TF32 = "tf32|s1688|xf32"
+_ADDS_UP = "(?i)splitk_?reduce|postgsu"
+"""Kernels that add the parts of a product up, which another kernel of the same call has computed."""
 
 
 def kernel_work(trace: Trace) -> pl.DataFrame:
     """One row an event on a device, by start, with the work that it does.
 
-    Columns: row, ts, dur_ns, device, in_step (whether it began in a step), kind, name, operator, dims, dtype, family, launch_ts, launch_ns, flops, model_flops, bytes
-    (this kernel's part; null if unknown; model_flops is 0 for what is computed again), aligned (whether all sides suit
-    tensor cores; null where none are used) and odd_sides (those that do not).
+    Columns: row, ts, dur_ns, device, in_step (whether it began in a step), kind, name, operator, dims, dtype, family,
+    launch_ts, launch_ns, flops, model_flops, bytes (this kernel's part; null if unknown; model_flops is 0 for what is
+    computed again), aligned (whether all sides suit tensor cores; null where none are used) and odd_sides (those that
+    do not).
     """
     device = trace.device
     found = launchers(trace, device)
     rows = device.select(
-        "row", "ts", pl.col("device").clip(0), in_step=began_in_step(trace, device), dur_ns="dur", kind=pl.col("kind").cast(pl.String), name=pl.col("name")
+        "row", "ts", pl.col("device").clip(0), in_step=began_in_step(trace, device), dur_ns="dur",
+        kind=pl.col("kind").cast(pl.String), name=pl.col("name"),
     )  # fmt: skip
     names = trace.events["name"]
     operator = names.gather(found["operator"].clip(0)).cast(pl.String)
@@ -60,10 +64,15 @@ def kernel_work(trace: Trace) -> pl.DataFrame:
     for column, key in (("dims", "Input Dims"), ("types", "Input type"), ("concrete", "Concrete Inputs")):
         said = trace.argument(key).select(pl.col("row").cast(pl.Int64).alias("call"), pl.col("value").cast(pl.String))
         rows = rows.join(said.rename({"value": column}), on="call", how="left", maintain_order="left")
+    # The product's kernel says what all of its call compute in.
+    rows = rows.with_columns(tf32=pl.col("name").str.to_lowercase().str.contains(_TF32).any().over("call"))
     rows = rows.join(_work_of_calls(rows), on=_CALL, how="left", nulls_equal=True, maintain_order="left")
-    # Copies beside a call's kernels prepare; the work is the kernels'.
+    # Copies beside a call's kernels prepare; the work is the kernels', of a product those that multiply.
     computes = pl.col("kind") == Kind.COMPUTE.value
-    rows = rows.with_columns(works=computes | ~computes.any().over("call"))
+    product = pl.col("family").is_in([family.value for family in MATRIX]) & computes
+    adds_up = pl.col("name").str.contains(_ADDS_UP) & product
+    rows = rows.with_columns(adds_up=adds_up & (product & ~adds_up).any().over("call"))
+    rows = rows.with_columns(works=(computes | ~computes.any().over("call")) & ~pl.col("adds_up"))
     time = pl.when("works").then("dur_ns").otherwise(0)
     rows = rows.with_columns(total=time.sum().over("call"))  # of its own: a window in a window runs group by group
     total = pl.col("total")
@@ -73,9 +82,12 @@ def kernel_work(trace: Trace) -> pl.DataFrame:
         model_flops=pl.when("recomputed").then(0.0).otherwise(pl.col("call_model_flops") * part),
         bytes=pl.col("call_bytes") * part,
     )
+    reduction = pl.when("adds_up").then(pl.lit(Family.REDUCTION.value)).otherwise("family")
+    nothing = [pl.when(~pl.col("adds_up")).then(key).alias(key) for key in ("flops", "bytes", "aligned", "odd_sides")]
+    rows = rows.with_columns(*nothing, family=reduction)
     return _with_copies(trace, rows).select(
-        "row", "ts", "dur_ns", "device", "in_step", "kind", "name", "operator", "dims", "dtype", "family", "launch_ts", "launch_ns",
-        "flops", "model_flops", "bytes", "aligned", "odd_sides",
+        "row", "ts", "dur_ns", "device", "in_step", "kind", "name", "operator", "dims", "dtype", "family",
+        "launch_ts", "launch_ns", "flops", "model_flops", "bytes", "aligned", "odd_sides",
     )  # fmt: skip
 
 
@@ -99,9 +111,9 @@ def _work_of_calls(rows: pl.DataFrame) -> pl.DataFrame:
     """Work of each distinct call."""
     calls = rows.select(_CALL).unique(maintain_order=True)
     made: list[list[Any]] = []
-    for name, operator, dims, types, concrete in calls.iter_rows():
+    for name, operator, dims, types, concrete, tf32 in calls.iter_rows():
         work = _work(name, operator, dims, types, concrete)
-        dtype = "tf32" if work.dtype == "float" and any(sign in name.lower() for sign in _TF32) else work.dtype
+        dtype = "tf32" if work.dtype == "float" and tf32 else work.dtype
         odd = _odd_sides(work, dtype)
         aligned = not odd if work.sides and dtype not in ("float", "double") else None
         made.append(
@@ -158,8 +170,9 @@ def roofline(trace: Trace, peak: Peak | str | None = None, work: pl.DataFrame | 
     """One row a kernel, its device and the shapes it works on, the longest first.
 
     Columns: device, name, operator, family, dtype, dims, count, dur_ns, in_steps_ns (of those that began in steps),
-    median_ns, share (of the busy events of all devices), flops, model_flops, bytes, flop_s, byte_s, intensity (operations a byte), bound, efficiency (of the roof: the time that
-    the device needs at best over the time taken), aligned, odd_sides.
+    median_ns, share (of the busy events of all devices), flops, model_flops, bytes, flop_s, byte_s, intensity
+    (operations a byte), bound, efficiency (of the roof: the time that the device needs at best over the time taken),
+    aligned, odd_sides.
     Bound: "compute" or "memory", whichever takes longer at best; "launch" for kernels shorter than a launch of this
     trace or than `SHORT_NS`; "host link" for copies to and from the host; "communication"; "unknown".
     `work` is what `kernel_work` gave, if it is there already.

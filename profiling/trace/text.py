@@ -8,6 +8,7 @@ from ..spans import PREFIX
 from .advice import Finding, nothing_found
 from .analysis import Analysis
 from .collectives import collective_summary
+from .critical_path.whatif import OVERLAPPED
 from .job_text import job_lines
 from .kernel_names import short_form
 from .spelling import milliseconds, printable
@@ -190,8 +191,10 @@ def _what_if(found: pl.DataFrame) -> Iterator[str]:
         f" ({milliseconds(longest)} ms, with what is left of earlier steps), would gain at most"
     )
     by = standard.group_by("change").agg(pl.col("gain_ns", "gain_share").max()).sort("gain_ns", descending=True)
+    wait = {OVERLAPPED: ", with its waiting for ranks"}
     rows = [
-        [row["change"], milliseconds(row["gain_ns"]), f"{100 * row['gain_share']:.1f}"] for row in by.rows(named=True)
+        [row["change"] + wait.get(row["change"], ""), milliseconds(row["gain_ns"]), f"{100 * row['gain_share']:.1f}"]
+        for row in by.rows(named=True)
     ]
     yield from columns(["if", "ms", "%"], rows)
 

@@ -30,6 +30,7 @@ _ALONE = " Only one rank's trace has them, so waiting for a late rank is in it."
 _UNTOLD = ("How many bytes is not in the trace, so it may also be the link: profiler.record_shapes = true tells.",)
 _AUTOGRAD = "autograd::engine::evaluate_function"
 _SAME = ["group", "ranks", "type"]
+_FEW = 0.1
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,11 @@ def _rows(facts: Facts) -> pl.DataFrame:
     else:
         rows = rows.join(phases, on=["rank", "row"], how="left")
         rows = rows.filter(pl.col("in_step").fill_null(True))  # nothing behind the last one's end
-    shortest = pl.col("dur_ns").min().over([*_SAME, "step", "step_order"])
-    alike = pl.col("rank").n_unique().over([*_SAME, "step", "step_order"]) > 1
-    rows = rows.with_columns(alike=alike, transfer_ns=pl.when(alike).then(shortest).otherwise("dur_ns"))
+    one = [*_SAME, "step", "step_order"]
+    rows = rows.with_columns(num_here=pl.col("rank").n_unique().over(one).cast(pl.Int64))
+    untold = (pl.col("num_here") > 1) & facts.all_read
+    is_whole = (pl.col("num_here") >= pl.col("size")).fill_null(untold)
+    rows = rows.with_columns(is_whole=is_whole, transfer_ns=pl.col("dur_ns").min().over(one))
     return rows.with_columns(cost_ns=pl.min_horizontal("exposed_ns", "transfer_ns"))
 
 
@@ -261,4 +264,16 @@ def _named(cost: _Cost) -> str:
     said = (
         f"Most of it: {row['type']} ({row['name'][:80]}){ranks}, {row['num']} in {row['steps']} steps, phase {where}."
     )
-    return said + ("" if cost.rows["alike"].any() else _ALONE)
+    return said + _waiting_in_it(cost)
+
+
+def _waiting_in_it(cost: _Cost) -> str:
+    """Where it cannot be told how much of the cost is waiting; a few rows at the edges of a trace do not matter."""
+    there = cost.rows.filter(~pl.col("is_whole"))
+    if total(there["cost_ns"]) < _FEW * total(cost.rows["cost_ns"]) or there.is_empty():
+        return ""
+    row = there.sort("cost_ns", descending=True).row(0, named=True)
+    if row["num_here"] == 1:
+        return _ALONE
+    of = f" of its {row['size']}" if row["size"] else ""
+    return f" Only {row['num_here']}{of} ranks' traces are here, so waiting for one of the others may be in it."

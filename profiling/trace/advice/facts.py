@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import polars as pl
 
 from ...spans import Span
+from ..tables import job_of
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -82,6 +83,12 @@ class Facts:
         """Whether the traces have no device, so that what is said is of the host."""
         steps = self.table("steps")
         return steps.is_empty() or bool((steps["device"] < 0).all())
+
+    @cached_property
+    def all_read(self) -> bool:
+        """Whether all ranks of the job were read, as far as its size is told."""
+        size = job_of(self.analysis.header).get("world_size")
+        return not isinstance(size, int) or len(self.analysis.ranks) >= size
 
     @cached_property
     def in_pipeline(self) -> bool:

@@ -131,7 +131,7 @@ def work(trace: Trace, found: Phases, steps: Windows) -> pl.DataFrame:
 
 
 def kernels(trace: Trace) -> pl.DataFrame:
-    """Kernels, copies and fills that began in steps, by name, the longest first; `kernels` of HTA has the whole trace."""
+    """Kernels, copies and fills that began in steps, by name, the longest first; HTA's `kernels` are of all."""
     pieces = trace.device.select(pl.col("device").clip(0), "kind", "name", "dur")
     table = pieces.filter(began_in_step(trace, trace.device)).group_by("device", "kind", "name")
     table = table.agg(num=pl.len(), busy_ns=pl.col("dur").sum()).cast({"kind": pl.String, "name": pl.String})

@@ -8,7 +8,7 @@
 `across` joins the graphs of several ranks at their collectives; the same functions then speak of the whole job.
 """
 
-from .across import across, split_waiting
+from .across import across
 from .build import dependencies
 from .graph import Category, Graph, Relation
 from .longest import by_category, by_name, critical_path
@@ -25,6 +25,5 @@ __all__ = [
     "critical_path",
     "dependencies",
     "simulate",
-    "split_waiting",
     "what_if",
 ]

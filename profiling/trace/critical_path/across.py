@@ -7,7 +7,7 @@ time, and only their graphs are kept.
 A collective cannot transfer before its last rank has come. So each of its kernels is cut at that moment: before it
 lies waiting, behind it the transfer. In the joint graph the moment is a point of its own that comes after the start of
 every rank's kernel, and the waiting takes no time by itself: the path leaves a waiting rank for the one it waits for.
-In the graphs of single ranks (`split_waiting`) the waiting stays a segment, and the path shows how long it was.
+A rank alone cannot tell the two apart: in its own graph all of the kernel is communication.
 A kernel that ended before the last rank had come contradicts this (clocks, or a wrong match) and is left as it is.
 """
 
@@ -35,25 +35,6 @@ from .graph import (
 FIELDS = tuple(Points.__annotations__)
 Offsets = Mapping[int, int]
 """Nanoseconds by which each rank's clock is ahead; a rank that is not named has the right time."""
-
-
-def split_waiting(graphs: Sequence[Graph], offsets: Offsets | None = None) -> list[Graph]:
-    """The graphs of the ranks, with each collective's kernel cut in waiting for the last rank, and transfer."""
-    arrivals = _arrivals(graphs, offsets or {})
-    result: list[Graph] = []
-    for graph, mine in zip(graphs, arrivals, strict=True):
-        points, found, _ = _cut(graph, mine)
-        result.append(
-            settle(
-                points,
-                found,
-                names=graph.names,
-                collectives={},
-                host_ns=graph.host_ns,
-                num_steps=graph.num_steps,
-            )
-        )
-    return result
 
 
 def across(graphs: Sequence[Graph], offsets: Offsets | None = None) -> Graph:

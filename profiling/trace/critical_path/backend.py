@@ -6,9 +6,10 @@ import numpy as np
 import polars as pl
 
 from ...spans import GLOO_PREFIX
+from ..collective_sizes import collective_of
 from ..kinds import Kind
 from ..tables import Trace
-from .collectives import kind_of_collective
+from .collectives import Identity, numbered
 from .graph import (
     CATEGORIES,
     END_TIER,
@@ -86,13 +87,7 @@ def dependencies(trace: Trace, found: pl.DataFrame, threads: Threads, base: int)
     return join_edges(*made), np.concatenate(waits)
 
 
-def identities(trace: Trace, found: pl.DataFrame, base: int) -> dict[int, tuple[str, ...]]:
+def identities(found: pl.DataFrame, base: int) -> dict[int, Identity]:
     """By the first point: type, and how many of it came before; the group is not recorded."""
-    counts: dict[str, int] = {}
-    result: dict[int, tuple[str, ...]] = {}
-    for place, name in enumerate(found["name"].cast(pl.String).to_list()):
-        word = kind_of_collective(name)
-        if word:
-            counts[word] = counts.get(word, -1) + 1
-            result[base + 2 * place] = ("", "", word, "", str(counts[word]))
-    return result
+    names = found["name"].cast(pl.String).to_list()
+    return numbered((base + 2 * place, None, None, collective_of(name), None) for place, name in enumerate(names))

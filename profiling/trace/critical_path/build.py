@@ -60,7 +60,7 @@ def dependencies(trace: Trace, *, step: int | None = None) -> Graph:
         points,
         found,
         names=tuple(names),
-        collectives=identities(trace, tasks, base + 1) | backend.identities(trace, ranges, behind + 1),
+        collectives=identities(trace, tasks, base + 1) | backend.identities(ranges, behind + 1),
         host_ns=window[1] - window[0],
         num_steps=num_steps,
     )

@@ -19,6 +19,9 @@ from .simulate import Simulator
 Times = tuple[np.ndarray, np.ndarray]
 """Least times of segments, and of edges."""
 Change = Callable[[Graph], Times]
+NOTHING = "nothing"
+OVERLAPPED = "communication overlapped"
+"""Of one rank alone waiting for others is in it."""
 
 SCHEMA = {
     "change": pl.String,
@@ -68,14 +71,9 @@ def category_costs(category: Category, factor: float = 0.0) -> Change:
 
 
 def without_communication(graph: Graph) -> Times:
-    """Collectives are perfectly overlapped: they cost nothing, and nobody waits in them."""
+    """Collectives are perfectly overlapped: they cost nothing, and nobody waits in them for other ranks."""
     gone = _is(graph, Category.COMMUNICATION, Category.WAITING)
     return np.where(gone, 0, graph.points.least), graph.edges.lag
-
-
-def without_waiting(graph: Graph) -> Times:
-    """No rank waits for another: every collective begins to transfer when it is reached (see `split_waiting`)."""
-    return np.where(_is(graph, Category.WAITING), 0, graph.points.least), graph.edges.lag
 
 
 def without_idle(graph: Graph) -> Times:
@@ -145,11 +143,10 @@ def _forget_calls(graph: Graph, member: np.ndarray, least: np.ndarray) -> None:
 def standard() -> dict[str, Change]:
     """The changes that every step is asked about."""
     return {
-        "nothing": lambda graph: (graph.points.least, graph.edges.lag),
+        NOTHING: lambda graph: (graph.points.least, graph.edges.lag),
         "host infinitely fast": without_idle,
         "launches free": without_launches,
-        "communication overlapped": without_communication,
-        "no waiting for ranks": without_waiting,
+        OVERLAPPED: without_communication,
         "copies free": category_costs(Category.COPY),
         "kernels fused": fused(),
     }

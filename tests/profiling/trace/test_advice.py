@@ -355,6 +355,65 @@ def test_products_that_leave_tensor_cores_idle_are_named(
     assert all(each.wins_at_most_ns < 2 * MS for each in found)
 
 
+def products(folder: Path, behind: int, devices: int = 1) -> list[Finding]:
+    """Two steps of 10 ms in which each device multiplies for 3 ms; and as many products behind the last one."""
+    recording = Recording()
+    shapes = {"Input Dims": [[1024, 1024], [1024, 1024]], "Input type": ["float", "float"]}
+    for number in range(20 + behind):
+        at = MS * number
+        for device in range(devices):
+            begin = at + 20 * US * device
+            recording.operator("aten::mm", begin, 10 * US, **shapes)
+            correlation = recording.call("cudaLaunchKernel", begin + US, 5 * US)
+            recording.work("ampere_sgemm", begin + 10 * US, 300 * US, correlation, device=device)
+        if number in (9, 19):
+            recording.mark(f"ProfilerStep#{number}", at - 9 * MS, 10 * MS)
+    recording.write(folder / "rank-0.json")
+    with_header(folder)
+    return advise(look_at(folder))
+
+
+@pytest.mark.parametrize(("behind", "devices"), [(40, 1), (0, 2), (40, 2)])
+def test_advice_is_of_a_step_and_a_device_whatever_else_the_trace_holds(
+    tmp_path: Path, behind: int, devices: int
+) -> None:
+    folders = [tmp_path / "plain", tmp_path / "more"]
+    for folder in folders:
+        folder.mkdir()
+    plain, found = products(folders[0], 0), products(folders[1], behind, devices)
+    (one,), (other,) = ([each for each in finds if each.fault is Fault.FLOAT32] for finds in (plain, found))
+    assert "3 ms of 10 ms in products of float32" in one.evidence[0]
+    assert (other.evidence[0], other.wins_at_most_ns) == (one.evidence[0], one.wins_at_most_ns)
+
+
+def test_tables_of_the_advice_count_what_began_in_steps(tmp_path: Path) -> None:
+    recording = Recording()
+    for at, name in [(0, "before"), (2 * MS, "in"), (3 * MS, "in"), (9 * MS, "behind")]:
+        recording.work(name, at + 20 * US, 30 * US, recording.call("cudaLaunchKernel", at, 40 * US))
+    recording.work("graph", 9 * MS, MS, recording.call("cudaGraphLaunch", 4 * MS, 60 * US))
+    recording.mark("ProfilerStep#1", MS, 4 * MS)
+    tables = of_advice(recording.trace())
+    assert tables["step_kernels"].rows() == [(0, "compute", "in", 2, 60 * US)]
+    assert tables["step_launches"].rows() == [(3, 2, 1, 140 * US, 60 * US + MS)]
+
+
+def test_an_exchange_of_which_a_rank_is_missing_says_so_and_no_rank_is_late(tmp_path: Path) -> None:
+    ranks = (0, 1, 2)
+    program = [*GEMMS, Collective(20 * MS, ranks, 2_000_000)]
+    late = [device_steps([*extra, *GEMMS], program, FUSED) for extra in ([], [Launch(MS)], [Launch(5 * MS)])]
+    simulate(late).write(tmp_path, ".json")
+    with_header(tmp_path)
+    whole = advise(look_at(tmp_path))
+    assert [each.fault for each in whole] == [Fault.SLOW_LINK, Fault.STRAGGLER]
+    assert "waiting" not in whole[0].evidence[-1]
+    (tmp_path / "rank-2.json").unlink()
+    (found,) = advise(look_at(tmp_path))
+    assert found.fault is Fault.SLOW_LINK
+    assert "Only 2 of its 3 ranks' traces are here, so waiting for one of the others may be in it" in found.evidence[-1]
+    (tmp_path / "rank-1.json").unlink()
+    assert "Only one rank's trace has them" in advise(look_at(tmp_path))[0].evidence[-1]
+
+
 @pytest.mark.parametrize(
     "name", ["amd_mi250_minitoy", "cpu_only", "h100_qwen_18k", "sampled_2rank", "vllm_decode_graph"]
 )

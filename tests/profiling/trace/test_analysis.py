@@ -1,7 +1,9 @@
 """The whole analysis of jobs whose answer is known: ranks are aligned, and what is compared among them is true."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -14,6 +16,7 @@ from stepladder.profiling.trace.job import Reading
 from stepladder.profiling.trace.page import content_of
 
 DATA = Path(__file__).parent / "data"
+QUICK = Reading(detail=False, cache=False, num_processes=1)
 LATE, WRONG_CLOCKS = (
     (0, 300_000, 100_000),
     (1_700_000_000_000_000_000, 1_700_000_000_005_000_000, 1_699_999_999_997_000_000),
@@ -112,6 +115,77 @@ def test_ranks_of_other_steps_are_left_out_of_the_path(tmp_path: Path) -> None:
     found = looked_at([tmp_path])
     assert any("leaves out rank 2" in note for note in found.notes)
     assert set(found.tables["path_across"]["rank"]) <= {0, 1}
+
+
+def test_a_missing_rank_is_told_and_nobody_is_blamed_for_it(tmp_path: Path) -> None:
+    """Rank 1 is late by 300 us; without its trace that is neither transfer nor the fault of rank 2."""
+    paths = job(3).write(tmp_path)
+    whole = analyse(paths, reading=QUICK)
+    assert not any("were read" in note for note in whole.notes)
+    assert whole.tables["collective_waits"]["last_rank"].to_list() == [1] * 3
+    assert whole.tables["collective_waits"]["transfer_ns"].to_list() == [200_000] * 3
+    found = analyse([paths[0], paths[2]], reading=QUICK)
+    assert any("2 of 3 ranks were read (missing 1)" in note for note in found.notes)
+    waits = found.tables["collective_waits"]
+    assert waits.select("transfer_ns", "last_rank", "cost_ns").rows() == [(None,) * 3] * 3
+    assert "comes late" not in "\n".join(text.summary(found))
+    assert analyse(paths[:1], reading=QUICK).notes == []  # of one rank nothing is compared
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> list[Path]:
+    """The job of three steps, each trace changed."""
+    paths = job(3).write(folder, ".json")
+    for path in paths:
+        trace = json.loads(path.read_text())
+        change(trace)
+        path.write_text(json.dumps(trace))
+    return paths
+
+
+def test_the_path_goes_through_kernels_of_which_only_the_operator_tells_the_collective(tmp_path: Path) -> None:
+    """As RCCL writes them: one name for all, the arguments at the operator around the launch."""
+
+    def as_rccl(trace: dict[str, Any]) -> None:
+        calls = {each["args"].get("correlation"): each for each in trace["traceEvents"] if "runtime" in each["cat"]}
+        for kernel in [each for each in trace["traceEvents"] if "Collective name" in each["args"]]:
+            own = {key: kernel["args"][key] for key in ("stream", "device", "correlation")}
+            call = calls[own["correlation"]]
+            said = {key: value for key, value in kernel["args"].items() if key not in own}
+            trace["traceEvents"].append(call | {"cat": "cpu_op", "name": "record_param_comms", "args": said})
+            kernel |= {"name": "ncclDevKernel_Generic(ncclDevKernelArgsStorage<4096ul>)", "args": own}
+
+    (tmp_path / "named").mkdir()
+    named = looked_at(job(3).write(tmp_path / "named")).tables["path_across"]
+    found = looked_at(rewritten(tmp_path, as_rccl)).tables
+    assert len(found["collective_waits"]) == 3
+    assert found["path_across"]["rank"].to_list() == named["rank"].to_list()
+    assert found["path_across"]["time_ns"].to_list() == named["time_ns"].to_list()
+    assert 1 in named["rank"].to_list()
+
+
+def test_ranks_that_never_meet_have_no_common_path_and_it_is_said(tmp_path: Path) -> None:
+    def alone(trace: dict[str, Any]) -> None:
+        kept = [each for each in trace["traceEvents"] if "Collective name" not in each["args"]]
+        trace["traceEvents"] = kept
+
+    found = looked_at(rewritten(tmp_path, alone))
+    assert found.tables["path_across"].height == 0
+    assert any("no critical path through all ranks: no collective of step 1" in note for note in found.notes)
+
+
+def test_files_that_say_nothing_of_their_job_are_looked_at_in_the_same_step(tmp_path: Path) -> None:
+    """Another step of each rank is of median length."""
+
+    def nameless(trace: dict[str, Any]) -> None:
+        rank = trace.pop("distributedInfo")["rank"]
+        for each in trace["traceEvents"]:
+            if each["name"].startswith("ProfilerStep#"):
+                each["dur"] -= [0, 1, 2][(int(each["name"][-1]) + rank) % 3]
+
+    found = looked_at(rewritten(tmp_path, nameless))
+    assert set(found.tables["path"]["step"]) == set(found.tables["path_across"]["step"]) == {1}
+    assert found.tables["timeline"].group_by("rank").len().height == 3
+    assert not any("leaves out" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("name", ["cpu_only", "amd_mi250_minitoy", "vllm_decode_graph", "h100_qwen_18k"])

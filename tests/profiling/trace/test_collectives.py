@@ -275,6 +275,24 @@ def test_clocks_waits_and_late_ranks_are_found_whatever_the_clocks_show(data: st
     assert sorted(by_collective(same)["transfer_ns"].to_list()) == sorted(transfer)
 
 
+@pytest.mark.parametrize("size", [3, None])
+def test_without_the_trace_of_a_rank_nobody_is_last_and_nothing_is_transfer(size: int | None) -> None:
+    arrivals = np.array([[0, 40, 100], [30, 0, 90]])
+    every = ranks_rows(arrivals, [10, 10], [0, 500, 0], seq=True, types=["all_reduce"] * 2)
+    every = every.with_columns(size=pl.lit(size, pl.Int64))
+    rows = every.filter(pl.col("rank") < 2)
+    same = matched(rows, all_read=False)
+    assert same["offset_ns"].to_list() == [0, 500, 0, 500]  # all leave together all the same
+    assert same["late_ns"].to_list() == [0, 40, 30, 0]
+    assert same["transfer_ns"].null_count() == same["wait_ns"].null_count() == same["cost_ns"].null_count() == 4
+    table = by_collective(same)
+    assert table.select("is_whole", "last_rank", "bus_gb_s").rows() == [(False, None, None)] * 2
+    found = by_rank(same)
+    assert found.select("count", "num_whole", "num_last", "cost_ns").rows() == [(2, 0, 0, 0)] * 2
+    whole = by_collective(matched(every, all_read=True))
+    assert whole.select("is_whole", "last_rank", "transfer_ns").rows() == [(True, 2, 10)] * 2
+
+
 def test_clocks_of_ranks_that_share_no_group_are_compared_through_a_third() -> None:
     one = ranks_rows(np.array([[0, 5], [7, 2]]), [10, 10], [0, 1000], seq=True, types=["all_reduce"] * 2)
     two = ranks_rows(np.array([[3, 1]]), [10], [1000, -500], seq=True, types=["all_reduce"])
@@ -313,7 +331,10 @@ def test_two_real_ranks_end_their_collectives_together() -> None:
         collectives(read_trace(folder / f"rank-{rank}.json.gz", detail=True)).with_columns(rank=pl.lit(rank))
         for rank in (0, 1)
     ]
-    same = matched(pl.concat(each))
+    rows = pl.concat(each)
+    assert not matched(rows)["is_whole"].any()  # two of 128
+    assert by_rank(matched(rows))["num_last"].to_list() == [0, 0]
+    same = matched(rows.with_columns(size=pl.lit(2, pl.Int64)))
     assert same["type"].value_counts().sort("type").rows() == [("all_gather", 4), ("all_reduce", 4)]
     ends = same.with_columns(end=pl.col("ts") + pl.col("dur_ns") - pl.col("offset_ns"))
     apart = ends.group_by("collective").agg(pl.col("end").max() - pl.col("end").min())["end"]

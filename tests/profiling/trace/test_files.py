@@ -1,6 +1,7 @@
 """Which files are a job's traces, and whether they belong together: what does not is said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +102,11 @@ def test_ranks_of_one_job_raise_no_doubts_and_those_of_several_do() -> None:
     assert "nccl_version (2.18.1, 2.20.5)" in note
     (note,) = doubts(job | {rank: one(rank, first=20) for rank in range(4, 16)})
     assert "ranks 4, 5, 6, 7, 8, 9, 10, 11, ... were recorded in other steps (20 to 22) than rank 0 (10 to 12)" in note
+    sampled = {rank: replace(each, world_size=20) for rank, each in job.items() if rank not in (3, 4, 6)}
+    (note,) = doubts(sampled)
+    assert note.startswith("13 of 20 ranks were read (missing 3 to 4, 6, 16 to 19)")
+    assert doubts({0: sampled[0]}) == []  # of one nothing is compared
+    (note,) = doubts({0: one(0), 1: one(1)}, largest_group=4)
+    assert note.startswith("a collective is of 4 ranks, and 2 ranks were read")
     unmarked = Recorded(steps=None, start_ns=0, end_ns=SECOND, said={})
     assert doubts({0: unmarked, 1: one(1)}) == []
