@@ -22,6 +22,7 @@ from stepladder.strategies.compile import Compile
 from stepladder.strategies.matmul_precision import MatmulPrecision
 from stepladder.strategies.names import canonical_names
 from stepladder.strategies.nccl import NCCL
+from stepladder.strategies.qat import QuantizationAware
 from stepladder.strategies.schedule import Schedule
 
 
@@ -97,6 +98,7 @@ VARIANTS: dict[str, list[Any]] = {
     ],
     "compile": [Compile(), Compile(scope="model", loss=False)],
     "nccl": [NCCL(nvls=False)],
+    "qat": [QuantizationAware(group_size=16)],
     "chunked_loss": [ChunkedLoss()],
     "adamw": [AdamW()],
     "amp": [Amp(), Amp(dtype="fp16")],
@@ -105,7 +107,8 @@ VARIANTS: dict[str, list[Any]] = {
     "schedule": [Schedule()],
 }
 # Their own tests, and those of parity, hold them to it: on several ranks, with another strategy, or on a GPU.
-NEED_MORE = {"pp", "fp8", "tp", "cp", "ep", "ddp", "fsdp2", "local_sgd", "optimizer_in_backward", "cuda_graph"}
+NEED_MORE = {"pp", "fp8", "tp", "cp", "ep", "ddp", "fsdp2", "local_sgd", "distill"}
+NEED_MORE |= {"optimizer_in_backward", "cuda_graph"}
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -150,8 +153,9 @@ def test_strategies_are_applied_in_the_order_of_their_fields(
 def test_the_order_is_the_documented_one() -> None:
     order = [each.name for each in fields(Strategies)]
     assert order == [
-        "matmul_precision", "nccl", "pp", "fp8", "tp", "chunked_loss", "cp", "ep", "ac", "compile", "ddp", "fsdp2",
-        "local_sgd", "adamw", "optimizer_in_backward", "amp", "accumulation", "clip", "schedule", "cuda_graph",
+        "matmul_precision", "nccl", "pp", "fp8", "qat", "tp", "chunked_loss", "cp", "ep", "ac", "compile", "ddp",
+        "fsdp2", "local_sgd", "distill", "adamw", "optimizer_in_backward", "amp", "accumulation", "clip", "schedule",
+        "cuda_graph",
     ]  # fmt: skip
 
 
