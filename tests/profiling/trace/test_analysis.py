@@ -70,6 +70,17 @@ def test_the_path_through_all_ranks_is_the_one_that_the_job_took(tmp_path: Path)
     assert free == [500_000]
 
 
+def test_what_waiting_for_ranks_costs_is_said_of_the_job_alone(tmp_path: Path) -> None:
+    """Each of two ranks is late once, by 300 us: a job of ranks that wait for nobody is late once."""
+    meet: list[Begin | End | Work | Launch | Collective | Wait] = [Collective(200_000, (0, 1)), Wait(20)]
+    ranks = [[Launch(one), *meet, Launch(other), *meet] for one, other in ((400_000, 100_000), (100_000, 400_000))]
+    found = looked_at(simulate(ranks).write(tmp_path)).tables
+    gains = dict(found["what_if_across"].filter(pl.col("name").is_null()).select("change", "gain_ns").rows())
+    assert gains["no waiting for ranks"] == 300_000
+    assert gains["communication overlapped"] == 300_000 + 2 * 200_000
+    assert "no waiting for ranks" not in found["what_if"]["change"].to_list()  # a rank alone cannot tell
+
+
 def test_the_paths_of_the_ranks_are_of_one_step_and_the_late_rank_is_the_straggler(stepped: Analysis) -> None:
     found = stepped.tables
     assert set(found["path"]["step"]) == set(found["path_across"]["step"]) == {1}
