@@ -32,7 +32,7 @@ _WORK: dict[str, pl.DataType] = {
     "aligned": pl.Boolean(),
     "odd_sides": pl.String(),
 }
-_TF32 = "tf32|s1688|xf32"
+_TF32 = "(?i)tf32|s1688|xf32"
 _ADDS_UP = "(?i)splitk_?reduce|postgsu"
 """Kernels that add the parts of a product up, which another kernel of the same call has computed."""
 
@@ -50,6 +50,7 @@ def kernel_work(trace: Trace) -> pl.DataFrame:
     rows = device.select(
         "row", "ts", pl.col("device").clip(0), in_step=began_in_step(trace, device), dur_ns="dur",
         kind=pl.col("kind").cast(pl.String), name=pl.col("name"),
+        tf32=trace.named(_TF32), adds_up=trace.named(_ADDS_UP),
     )  # fmt: skip
     names = trace.events["name"]
     operator = names.gather(found["operator"].clip(0)).cast(pl.String)
@@ -65,13 +66,13 @@ def kernel_work(trace: Trace) -> pl.DataFrame:
         said = trace.argument(key).select(pl.col("row").cast(pl.Int64).alias("call"), pl.col("value").cast(pl.String))
         rows = rows.join(said.rename({"value": column}), on="call", how="left", maintain_order="left")
     # The product's kernel says what all of its call compute in.
-    rows = rows.with_columns(tf32=pl.col("name").str.to_lowercase().str.contains(_TF32).any().over("call"))
+    rows = rows.with_columns(tf32=pl.col("tf32").any().over("call"))
     rows = rows.join(_work_of_calls(rows), on=_CALL, how="left", nulls_equal=True, maintain_order="left")
     # Copies beside a call's kernels prepare; the work is the kernels', of a product those that multiply.
     computes = pl.col("kind") == Kind.COMPUTE.value
     product = pl.col("family").is_in([family.value for family in MATRIX]) & computes
-    adds_up = pl.col("name").str.contains(_ADDS_UP) & product
-    rows = rows.with_columns(adds_up=adds_up & (product & ~adds_up).any().over("call"))
+    multiplies = (product & ~pl.col("adds_up")).any().over("call")
+    rows = rows.with_columns(adds_up=pl.col("adds_up") & product & multiplies)
     rows = rows.with_columns(works=(computes | ~computes.any().over("call")) & ~pl.col("adds_up"))
     time = pl.when("works").then("dur_ns").otherwise(0)
     rows = rows.with_columns(total=time.sum().over("call"))  # of its own: a window in a window runs group by group
@@ -83,7 +84,7 @@ def kernel_work(trace: Trace) -> pl.DataFrame:
         bytes=pl.col("call_bytes") * part,
     )
     reduction = pl.when("adds_up").then(pl.lit(Family.REDUCTION.value)).otherwise("family")
-    nothing = [pl.when(~pl.col("adds_up")).then(key).alias(key) for key in ("flops", "bytes", "aligned", "odd_sides")]
+    nothing = [pl.when(~pl.col("adds_up")).then(key).alias(key) for key in ("bytes", "aligned", "odd_sides")]
     rows = rows.with_columns(*nothing, family=reduction)
     return _with_copies(trace, rows).select(
         "row", "ts", "dur_ns", "device", "in_step", "kind", "name", "operator", "dims", "dtype", "family",

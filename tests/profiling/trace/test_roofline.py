@@ -256,6 +256,23 @@ def test_the_kernels_of_a_call_share_its_work_and_its_copies_have_none(tmp_path:
     assert rows["family"].to_list() == ["copy", "gemm", "gemm"]
 
 
+def test_what_adds_a_product_s_parts_up_has_no_part_in_its_operations_and_its_type_is_the_product_s(
+    tmp_path: Path,
+) -> None:
+    """Only the name of the first kernel says that cuBLAS computes in tf32."""
+    kernels = [("ampere_gemm_tf32f32_splitK", 60_000), ("void splitKreduce_kernel<float>(int)", 20_000)]
+    dims = [[1024, 2880], [2880, 256]]
+    trace = trace_of(tmp_path, *launched(1, "aten::mm", dims, kernels, dtype=FLOAT))
+    flops = 2 * 1024 * 2880 * 256
+    rows = kernel_work(trace)
+    assert rows.select("family", "dtype", "flops").rows() == [("gemm", "tf32", flops), ("reduction", "tf32", 0)]
+    table = {row["family"]: row for row in roofline(trace, PEAK).to_dicts()}
+    assert table["gemm"]["flop_s"] == pytest.approx(flops / 60e-6)
+    assert (table["reduction"]["bound"], table["reduction"]["efficiency"]) == ("unknown", None)
+    alone = kernel_work(trace_of(tmp_path, *launched(1, "aten::mm", dims, kernels[1:], dtype=FLOAT)))
+    assert alone.select("family", "flops").rows() == [("gemm", flops)]  # the trace has not the other
+
+
 def test_the_utilisation_of_a_step_leaves_out_what_a_checkpoint_computes_again(tmp_path: Path) -> None:
     square = [[1024, 1024], [1024, 1024]]
     flops = 2 * 1024**3
