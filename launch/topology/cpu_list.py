@@ -6,7 +6,7 @@ from itertools import pairwise
 
 MAX_NUMBER = 16_384
 """Above any CPU or NUMA node: Linux is built for at most 8192 CPUs."""
-_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
 
 
 def parse_numbers(text: str) -> tuple[int, ...] | None:

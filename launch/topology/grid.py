@@ -13,10 +13,10 @@ from .foreign import what_it_is
 
 MAX_DEVICES = 256
 COLUMNS = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
-_GPU = re.compile(r"GPU(\d{1,3})")
-_DEVICE = re.compile(r"(?!CPU$|NUMA$|GPU$|Node$|ID$|Affinity$)[A-Za-z][A-Za-z0-9_.\-:]*\d[A-Za-z0-9_.\-:]*")
-_LABEL = re.compile(r"X|NV\d{1,3}|PSB|PIX|PXB|PHB|NODE|SYS|SOC")
-_GLUED = re.compile(r"(?:NV\d{1,3}|PSB|PIX|PXB|PHB|NODE|SYS|SOC|X){2,}.*")
+_GPU = re.compile(r"GPU(\d{1,3})", re.ASCII)
+_DEVICE = re.compile(r"(?!CPU$|NUMA$|GPU$|Node$|ID$|Affinity$)[A-Za-z][A-Za-z0-9_.\-:]*\d[A-Za-z0-9_.\-:]*", re.ASCII)
+_LABEL = re.compile(r"X|NV\d{1,2}|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)
+_GLUED = re.compile(r"(?:NV\d{1,3}|PSB|PIX|PXB|PHB|NODE|SYS|SOC|X){2,}.*", re.ASCII)
 _QUOTE = re.compile(r"\s*(?:[#>*]+\s+)+")
 RAW = "give the raw output of `nvidia-smi topo -m`, for example `nvidia-smi topo -m > topo.txt`"
 
@@ -64,13 +64,19 @@ def read_grid(lines: Sequence[str], source: str) -> Grid:
         )
     _check_header(header, source)
     grid = Grid(devices=header.devices, rows={}, after=[], notes=[])
+    again = ""
     for number, quoted in enumerate(lines[header.line + 1 :], start=header.line + 2):
         line = _QUOTE.sub("", quoted)
         name = line.split(maxsplit=1)[0] if line else ""
         if name in grid.rows:
-            grid.notes.append(f"line {number}: {name} comes again; only the first matrix is read")
+            again = f"line {number}: {name} comes again"
+            grid.notes.append(f"{again}; only the first matrix is read")
             break
         where = f"{source}, line {number}"
+        if name == header.devices[0] and line.split()[1:2] == header.devices[1:2] and len(header.devices) > 1:
+            again = f"line {number}: a second header begins"
+            grid.notes.append(f"{again}; only the first matrix is read")
+            break
         if name in header.devices:
             _read_row(grid, header, name, line, where)
         elif any(name.startswith(each) and _LABEL.match(name[len(each) :]) for each in header.devices):
@@ -79,7 +85,7 @@ def read_grid(lines: Sequence[str], source: str) -> Grid:
             grid.after.append(line)
     missing = [name for name in grid.devices[: grid.num_gpus] if name not in grid.rows]
     if missing:
-        found = "the text ends before its row" if grid.rows else "there are no rows below the header"
+        found = again or ("the text ends before its row" if grid.rows else "there are no rows below the header")
         said = None if grid.rows else what_it_is(lines)
         raise TopologyError(f"{source}: {said}" if said else f"{source}: {missing[0]} has no row: {found}; {RAW}")
     cut = [name for name in grid.devices if name not in grid.rows]
@@ -98,7 +104,8 @@ def _find_header(lines: Sequence[str]) -> _Header | None:
         devices: list[str] = []
         end = start.start()
         for word in re.finditer(r"\S+", line[start.start() :]):
-            if word[0] in devices or _DEVICE.fullmatch(word[0]) is None or _LABEL.fullmatch(word[0]):
+            again = word[0] in devices and len(devices) < 2  # further on, a name that comes twice is told of
+            if again or _DEVICE.fullmatch(word[0]) is None or _LABEL.fullmatch(word[0]):
                 if word[0] == "...":
                     devices.append(word[0])
                 break
@@ -124,6 +131,9 @@ def _check_header(header: _Header, source: str) -> None:
         raise TopologyError(
             f"{where}: {len(header.devices)} devices are more than the {MAX_DEVICES} of any machine; {RAW}"
         )
+    twice = next((name for i, name in enumerate(header.devices) if name in header.devices[:i]), None)
+    if twice is not None:
+        raise TopologyError(f"{where}: two columns are named {shown(twice)}, so rows cannot be told apart; {RAW}")
     indices = [int(match[1]) for name in header.devices if (match := _GPU.fullmatch(name))]
     leading = sum(1 for name in header.devices[: len(indices)] if _GPU.fullmatch(name))
     if indices != list(range(len(indices))) or leading != len(indices):
@@ -175,7 +185,7 @@ def _tail(
             if len(texts) == 4 and not texts[2]:  # nvidia-smi writes two tabs before GPU NUMA ID
                 del texts[2]
             return dict(zip(header.columns, texts, strict=False))
-    if len(texts) == len(header.columns) + 1 == 2 and texts[1].isdigit():
+    if len(texts) == len(header.columns) + 1 == 2 and re.fullmatch(r"[0-9]+", texts[1]):
         note = "a number after CPU Affinity has no title and is read as NUMA Affinity"
         if note not in notes:
             notes.append(note)

@@ -23,13 +23,14 @@ from .rocm import looks_like_rocm, read_rocm
 from .saved import looks_saved, read_saved
 from .value import Gpu, LinkKind, Nic, Topology
 
-_LEGEND = re.compile(r"\s*(NIC\d{1,3}): (\S+)")
-_MODEL = re.compile(r"\s*GPU (\d{1,3}): (.{1,100}?) \(UUID: ([\w-]{1,64})\)")
+_LEGEND = re.compile(r"\s*(NIC\d{1,3}): (\S+)", re.ASCII)
+_MODEL = re.compile(r"\s*GPU (\d{1,3}): (.{1,100}?) \(UUID: ([\w-]{1,64})\)", re.ASCII)
 _PCI_ONLY = re.compile(r"topo +(?:-mp|--matrix_pci)\b")
 
 
 def read_topology(text: str, source: str) -> Topology:
     """The topology in a text; `source` is named in errors. Raises: TopologyError, one sentence."""
+    text = text.lstrip("\ufeff")  # a byte order mark, as editors on Windows leave it
     if looks_saved(text):
         return read_saved(text, source)
     lines = plain_lines(text, source)
@@ -117,5 +118,5 @@ def _gpu(index: int, row: Row, model: tuple[str, str] | None, notes: list[str]) 
         uuid=model[1] if model else None,
         cpus=cpus,
         numa_nodes=numa or None,
-        memory_numa_node=int(memory) if memory.isdigit() and len(memory) < 6 else None,
+        memory_numa_node=int(memory) if re.fullmatch(r"[0-9]{1,5}", memory) else None,
     )

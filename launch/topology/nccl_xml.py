@@ -56,7 +56,8 @@ def read_nccl_xml(lines: Sequence[str], source: str) -> Topology:
     nodes: list[NumaNode] = []
     for cpu in root.iter("cpu"):
         index = _integer(cpu.get("numaid", "-1"))
-        nodes.append(NumaNode(index=max(index, 0), cpus=_mask(cpu.get("affinity", ""))))
+        if index >= 0:  # -1: the kernel knows of no NUMA nodes
+            nodes.append(NumaNode(index=index, cpus=_mask(cpu.get("affinity", ""))))
         devices.extend(_devices(cpu, index, (), 0, source))
     gpus, nics = [each for each in devices if each.is_gpu], [each for each in devices if not each.is_gpu]
     if not gpus or len(devices) > MAX_DEVICES:
@@ -79,7 +80,12 @@ def read_nccl_xml(lines: Sequence[str], source: str) -> Topology:
             for i, gpu in enumerate(gpus)
         ],
         nics=[
-            Nic(name=f"NIC{i}", device=nic.name or f"NIC{i}", numa_node=nic.numa_node, bus_id=nic.bus_id)
+            Nic(
+                name=f"NIC{i}",
+                device=nic.name or f"NIC{i}",
+                numa_node=nic.numa_node if nic.numa_node >= 0 else None,
+                bus_id=nic.bus_id,
+            )
             for i, nic in enumerate(nics)
         ],
         labels=labels,
@@ -143,7 +149,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> Iterator[int]:
 
 
 def _integer(text: str) -> int:
-    return int(text) if re.fullmatch(r"-?\d{1,6}", text) else -1
+    return int(text) if re.fullmatch(r"-?[0-9]{1,6}", text) else -1
 
 
 def _mask(text: str) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """What is unusual about a machine and costs time unless somebody knows: a sentence each."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from .cpu_list import format_numbers, looks_cut
@@ -80,10 +81,28 @@ def _adapters(topology: Topology) -> Iterator[str]:
     middle = [g for g in gpus if LinkKind.PHB.distance <= nearest[g] < LinkKind.SYS.distance]
     if middle and min(nearest) < LinkKind.PHB.distance:
         yield f"{_gpus(middle)}: the nearest adapter is behind a host bridge, that of other GPUs behind their switch"
-    firsts = [min(nics, key=lambda n: (topology.nic_link(g, n).kind.distance, n)) for g in gpus]
-    if len(set(firsts)) > 1 and firsts != sorted(firsts):
-        words = ", ".join(f"GPU{g}-{_nic(topology, n)}" for g, n in zip(gpus[:_MAX_NAMED], firsts, strict=False))
+    near = [(g, [n for n in nics if topology.nic_link(g, n).kind.distance == nearest[g]]) for g in gpus if g not in far]
+    if not _is_in_order(topology, near):
+        words = ", ".join(f"GPU{g}-{_nic(topology, own[0])}" for g, own in near[:_MAX_NAMED])
         yield f"adapters are in another order than GPUs: {words}"
+
+
+def _is_in_order(topology: Topology, near: Sequence[tuple[int, Sequence[int]]]) -> bool:
+    """Whether each GPU can take one of its nearest adapters, none before that of the GPU before, by adapters' names."""
+
+    def number(nic: int) -> list[tuple[int, str]]:
+        parts = re.findall(r"[0-9]{1,18}|[^0-9]+", topology.nics[nic].device)
+        return [(int(part), "") if part[0] in "0123456789" else (-1, part) for part in parts]
+
+    by_name = sorted({nic for _, own in near for nic in own}, key=lambda nic: (number(nic), nic))
+    place = {nic: i for i, nic in enumerate(by_name)}
+    at = -1
+    for _, own in near:
+        found = [place[nic] for nic in own if place[nic] >= at]
+        if not found:
+            return False
+        at = min(found)
+    return True
 
 
 def _affinity(topology: Topology) -> Iterator[str]:

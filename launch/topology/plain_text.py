@@ -10,7 +10,7 @@ MAX_LINE = 40_000
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _RESIDUE = re.compile(r"\[(?:0|4|1|24)?m")
 """What is left of an escape when a web page has eaten its first character."""
-_SRUN = re.compile(r"\s*(\d+): ?")
+_SRUN = re.compile(r"\s*([0-9]+): ?")
 
 
 def plain_lines(text: str, source: str) -> list[str]:

@@ -9,7 +9,7 @@ from .grid import MAX_DEVICES
 from .value import Gpu, LinkKind, Topology
 
 _SECTION = re.compile(r"\s*=+ (.*?) =+\s*")
-_NUMA = re.compile(r"\s*GPU\[(\d{1,3})\]\s*: \(Topology\) Numa Node: (-?\d{1,5})")
+_NUMA = re.compile(r"\s*GPU\[(\d{1,3})\]\s*: \(Topology\) Numa Node: (-?\d{1,5})", re.ASCII)
 _RAW = "give the whole output of `rocm-smi --showtopo`"
 
 
@@ -42,7 +42,7 @@ def read_rocm(lines: Sequence[str], source: str) -> Topology:
         f"GPU{i}-GPU{j}"
         for i, row in enumerate(hops)
         for j, cell in enumerate(row[:i])
-        if cell.isdigit() and int(cell) > 2
+        if re.fullmatch(r"[0-9]{1,4}", cell) and int(cell) > 2
     }
     notes = [f"{', '.join(sorted(far))}: more than two hops"] if far else []
     return assemble(source=source, gpus=gpus, nics=(), labels=labels, notes=notes)

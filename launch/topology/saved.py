@@ -3,28 +3,33 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .cpu_list import parse_numbers
 from .errors import TopologyError, shown
 from .value import Gpu, Link, LinkKind, Nic, NumaNode, Topology
 
-_NVLINKS = re.compile(r"NV(\d{1,2})")
+_NVLINKS = re.compile(r"NV([0-9]{1,2})")
+_GPU = re.compile(r"GPU([0-9]{1,3})")
 _MOST_DEVICES = 512
+_MOST_NUMBER = 1 << 31
+_MOST_FIGURE = 1e18
+"""Bytes a second, or seconds: far above any link's."""
+_MOST_TEXT = 1_000
 
 
 def looks_saved(text: str) -> bool:
     """Whether a text is JSON rather than what a tool prints."""
-    return text.lstrip()[:1] == "{"
+    return text.lstrip("\ufeff \t\r\n")[:1] == "{"
 
 
 def read_saved(text: str, source: str) -> Topology:
     """The topology in a text. Raises: TopologyError, one sentence."""
     try:
-        found: Any = json.loads(text)
+        found: Any = json.loads(text.lstrip("\ufeff"))
         return from_value(found, source)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         raise TopologyError(
             f"{source}: this is no topology as `stepladder topo --json` writes it ({shown(error)}); make it again"
         ) from error
@@ -32,45 +37,77 @@ def read_saved(text: str, source: str) -> Topology:
 
 def from_value(found: Mapping[str, Any], source: str) -> Topology:
     """The topology in plain values. Raises: ValueError, KeyError, TypeError and their kin."""
-    gpus = tuple(_gpu(i, each) for i, each in enumerate(found["gpus"]))
+    gpus = tuple(_gpu(each) for each in found["gpus"])
     nics = tuple(
         Nic(
-            name=str(each["name"]),
-            device=str(each["device"]),
+            name=_name(each["name"]),
+            device=_name(each["device"]),
             numa_node=_number(each["numa_node"]),
             bus_id=_text(each["bus_id"]),
         )
         for each in found["nics"]
     )
+    names = [each.name for each in (*gpus, *nics)]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two devices are named {next(name for name in names if names.count(name) > 1)}")
     size = len(gpus) + len(nics)
     if not 1 <= len(gpus) <= size <= _MOST_DEVICES:
         raise ValueError(f"{len(gpus)} GPUs")
     tables = [found[key] for key in ("labels", "bandwidth_bytes_s", "latency_s")]
     if any(len(table) != size or any(len(row) != size for row in table) for table in tables):
         raise ValueError(f"not {size} rows of {size} links")
-    measured = bool(found["measured"])
-    labels, speeds, latencies = tables
-    links = tuple(
-        tuple(_link(labels[i][j], speeds[i][j], latencies[i][j], measured) for j in range(size)) for i in range(size)
-    )
+    links = _links(*tables, measured=bool(found["measured"]))
+    _check_links(links, names)
     return Topology(
         source=source,
         gpus=gpus,
         nics=nics,
         numa_nodes=tuple(
-            NumaNode(index=int(each["index"]), cpus=_numbers(each["cpus"]) or ()) for each in found["numa_nodes"]
+            NumaNode(index=_whole(each["index"]), cpus=_numbers(each["cpus"]) or ()) for each in found["numa_nodes"]
         ),
         links=links,
         switched=bool(found["switched"]),
         pci_only=bool(found["pci_only"]),
-        notes=tuple(str(each) for each in found["notes"]),
+        notes=tuple(_plain(str(each)) for each in found["notes"]),
     )
 
 
-def _gpu(position: int, each: Mapping[str, Any]) -> Gpu:
-    name = str(each["name"])
+def _links(
+    labels: Sequence[Sequence[str]],
+    speeds: Sequence[Sequence[float | None]],
+    latencies: Sequence[Sequence[float | None]],
+    *,
+    measured: bool,
+) -> tuple[tuple[Link, ...], ...]:
+    """Each different link once: thousands of hosts tell of the same few."""
+    known: dict[tuple[str, float | None, float | None], Link] = {}
+
+    def link(label: str, speed: float | None, seconds: float | None) -> Link:
+        key = (label, speed, seconds)
+        if key not in known:
+            known[key] = _link(label, speed, seconds, measured)
+        return known[key]
+
+    rows = zip(labels, speeds, latencies, strict=True)
+    return tuple(tuple(map(link, *row)) for row in rows)
+
+
+def _check_links(links: Sequence[Sequence[Link]], names: Sequence[str]) -> None:
+    """Raises: ValueError if a device is linked with itself or two are told apart by who tells."""
+    for i, row in enumerate(links):
+        for j, link in enumerate(row[: i + 1]):
+            if (link.kind is LinkKind.SELF) != (i == j):
+                raise ValueError(f"{names[i]} to {names[j]} is {link.label}: only a device to itself is X")
+            if link != links[j][i]:
+                raise ValueError(f"{names[i]} to {names[j]} differs from {names[j]} to {names[i]}")
+
+
+def _gpu(each: Mapping[str, Any]) -> Gpu:
+    name = _GPU.fullmatch(_name(each["name"]))
+    if name is None:
+        raise ValueError(f"a GPU named {each['name']}")
     return Gpu(
-        index=int(name.removeprefix("GPU")) if name.removeprefix("GPU").isdigit() else position,
+        index=int(name[1]),
         model=_text(each["model"]),
         uuid=_text(each["uuid"]),
         bus_id=_text(each["bus_id"]),
@@ -96,11 +133,10 @@ def _link(label: str, bandwidth: float | None, latency: float | None, measured: 
     )
 
 
-def _figure(value: float | None) -> float:
-    found = float(value)  # pyright: ignore[reportArgumentType]
-    if not math.isfinite(found) or found < 0:
-        raise ValueError(f"a figure of {found}")
-    return found
+def _figure(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _MOST_FIGURE:
+        raise ValueError(f"a figure of {value}")
+    return float(value)
 
 
 def _numbers(text: Any) -> tuple[int, ...] | None:
@@ -113,8 +149,25 @@ def _numbers(text: Any) -> tuple[int, ...] | None:
 
 
 def _number(value: Any) -> int | None:
-    return None if value is None else int(value)
+    return None if value is None else _whole(value)
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_NUMBER:
+        raise ValueError(f"a number {value}")
+    return value
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else _plain(str(value))
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"a name {value}")
+    return _plain(value)
+
+
+def _plain(text: str) -> str:
+    """Without what speaks to a terminal, and no longer than a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_TEXT])

@@ -16,6 +16,8 @@ _STEPS = 2_000_000
 _AT_ONCE = 2_048
 """Ranks of the candidates that are priced together: many small assignments cost as much as one."""
 _MOST_PAIRS = 20_000
+_PATIENCE = 1_600
+"""Candidates that are no better, after which a kick follows."""
 _FRUITLESS_KICKS = 3
 
 
@@ -98,7 +100,7 @@ class Search:
         now, since, kicks = best, 0, 0
         num_free = self.usable.size - best.devices.size
         num_moves = best.devices.size * (best.devices.size // 2 + num_free)
-        patience = min(400, max(8, 2 * num_moves // self.at_once))
+        patience = max(8, min(_PATIENCE, 2 * num_moves) // self.at_once)
         while not self.is_done(best):
             free = np.setdiff1d(self.usable, now.devices, assume_unique=True) if num_free else self.usable[:0]
             found = self._try([self._exchange(now.devices, free) for _ in range(self.at_once)])
