@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="trace files, or folders of them")
-    parser.add_argument("--against", metavar="PATH", type=Path, help="traces of a run before: what made the difference")
+    parser.add_argument(
+        "--against", metavar="PATH", nargs="+", type=Path, help="traces of a run before: what made the difference"
+    )
     parser.add_argument(
         "--json", metavar="FILE", type=Path, help="write every table that is not only drawn; - for standard output"
     )
@@ -63,7 +65,7 @@ def _check_targets(options: argparse.Namespace) -> None:
     """Raises: UsageError for a file that cannot be written, or is one of the traces; OSError."""
     from ..profiling.trace.files import is_among
 
-    given = [*options.paths, *([] if options.against is None else [options.against])]
+    given = [*options.paths, *(() if options.against is None else options.against)]
     for name in ("json", "html", "perfetto"):
         path = getattr(options, name)
         if path is None or (name == "json" and path == STDOUT):
@@ -155,15 +157,19 @@ def _difference(options: argparse.Namespace) -> int:
     from ..profiling.trace import analysis, text
     from ..profiling.trace.difference import difference, summed
     from ..profiling.trace.job import Reading
+    from ..profiling.trace.makers import of_events
+    from ..profiling.trace.unlike import differences, have_device
 
     reading = Reading(detail=not options.quick, cache=not options.no_cache, num_processes=options.processes)
     with reading_bar() as progress:
         before, after = (
-            analysis.analyse(paths, (analysis.of_attribution,), reading=reading, progress=progress)
-            for paths in ([options.against], options.paths)
+            analysis.analyse(paths, (analysis.of_attribution, of_events), reading=reading, progress=progress)
+            for paths in (options.against, options.paths)
         )
-    found = difference(before.tables["attribution"], after.tables["attribution"])
-    notes = [f"{side}: {note}" for side, each in (("before", before), ("after", after)) for note in each.notes]
+    same_kind = have_device(before) == have_device(after)
+    found = difference(before.tables["attribution"], after.tables["attribution"], matched=same_kind)
+    notes = differences(before, after)
+    notes += [f"{side}: {note}" for side, each in (("before", before), ("after", after)) for note in each.notes]
     if options.json is not None:
         _write_tables(options.json, {"difference": found}, notes=notes)
     if options.json != STDOUT:

@@ -37,16 +37,19 @@ _MAX_COMPARED = 500
 """Kernels without a partner, on each side, whose names are compared with each other; the longest ones."""
 
 
-def difference(before: pl.DataFrame, after: pl.DataFrame, *, tolerance: float = 0.02) -> pl.DataFrame:
+def difference(
+    before: pl.DataFrame, after: pl.DataFrame, *, tolerance: float = 0.02, matched: bool = True
+) -> pl.DataFrame:
     """One row for each pair of kernels, added or removed kernel, and reason to be idle, by the size of the change.
 
     Columns: phase, part, name_before, name_after, operator, matched_by, verdict; for both sides count (in a step),
     busy_ns (of one kernel, on average) and step_ns (its share of the step); change_ns, which is by_count_ns +
     by_duration_ns. `verdict`: added, removed, more often, less often, slower, faster, same; for idle times longer,
-    shorter. Changes of up to `tolerance` of a count or a duration are none.
+    shorter. Changes of up to `tolerance` of a count or a duration are none. Not `matched`, no kernel has a partner: for
+    runs of which one has a device and one has none.
     """
     sides = [_per_step(frame) for frame in (before, after)]
-    pairs = _matched(sides[0], sides[1])
+    pairs = _matched(sides[0], sides[1], _LEVELS if matched else ())
     table = pairs
     for side, frame in zip(_SIDES, sides, strict=True):
         columns = frame.select(pl.all().name.suffix(f"_{side}"))
@@ -128,11 +131,11 @@ def _per_step(frame: pl.DataFrame) -> pl.DataFrame:
     ).with_row_index("place")
 
 
-def _matched(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+def _matched(before: pl.DataFrame, after: pl.DataFrame, levels: Sequence[tuple[str, tuple[str, ...]]]) -> pl.DataFrame:
     """Pairs of places, and how they were found; null where there is no partner."""
     pairs: list[pl.DataFrame] = []
     rest = [frame.filter(pl.col("part").is_in(_KERNEL_PARTS)) for frame in (before, after)]
-    for label, keys in _LEVELS:
+    for label, keys in levels:
         there = [frame.filter(pl.col("operator") != "") if label == "operator" else frame for frame in rest]
         sides = [
             _numbered(frame, keys).rename({"place": f"place_{side}"}) for side, frame in zip(_SIDES, there, strict=True)
@@ -145,7 +148,7 @@ def _matched(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
             frame.filter(~pl.col("place").is_in(found[f"place_{side}"].implode()))
             for side, frame in zip(_SIDES, rest, strict=True)
         ]
-    pairs.append(_similar(*rest))
+    pairs.append(_similar(*(rest if levels else (frame.clear() for frame in rest))))
     rest = [
         frame.filter(~pl.col("place").is_in(pairs[-1][f"place_{side}"].implode()))
         for side, frame in zip(_SIDES, rest, strict=True)

@@ -37,6 +37,11 @@ def of_steps(trace: Trace) -> Tables:
     return {"steps": steps, "phases": phases} | {name: tidily(table)(trace) for name, table in tables.items()}
 
 
+def of_events(trace: Trace) -> Tables:
+    """How many events there are of each kind."""
+    return {"events": _counts(trace)}
+
+
 def _counts(trace: Trace) -> pl.DataFrame:
     """Events of each kind, and their time."""
     counts = trace.events.group_by("kind").agg(pl.len().cast(pl.Int64).alias("count"), total_ns=pl.col("dur").sum())

@@ -112,6 +112,33 @@ def test_two_runs_are_compared(traces: Path, capsys: pytest.CaptureFixture[str])
     assert sum(float(row[-1]) for row in parts[:-1]) == pytest.approx(float(parts[-1][-1]), abs=0.01)
 
 
+def test_runs_that_are_unlike_are_said_to_be_and_a_host_has_no_kernels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, event: dict[str, Any], device: str = "", ranks: int = 1) -> list[str]:
+        properties = [{"id": 0, "name": device}] if device else []
+        for rank in range(ranks):
+            job = {"deviceProperties": properties, "distributedInfo": {"rank": rank, "world_size": ranks}}
+            (tmp_path / f"{name}-rank-{rank}.json").write_text(json.dumps(job | {"traceEvents": [EVENTS[0], event]}))
+        return [str(tmp_path / f"{name}-rank-{rank}.json") for rank in range(ranks)]
+
+    kernel = EVENTS[1] | {"name": "ncclDevKernel_AllReduce"}
+    gloo = {"ph": "X", "cat": "user_annotation", "name": "gloo:all_reduce", "pid": 1, "tid": 3, "ts": 1, "dur": 5}
+    fast, slow, two = run("fast", kernel, "NVIDIA H100"), run("slow", kernel, "NVIDIA A100"), run("two", kernel, "", 2)
+    options = ["--no-cache", "--processes", "1"]
+    assert main(["trace", *fast, "--against", *fast, *options]) == 0
+    assert "note" not in capsys.readouterr().out
+    assert main(["trace", *fast, "--against", *slow, *options]) == 0
+    assert "the devices differ (NVIDIA A100 before, NVIDIA H100 after)" in capsys.readouterr().out
+    assert main(["trace", *fast, "--against", *two, *options]) == 0
+    assert "2 ranks were read before, 1 after" in capsys.readouterr().out
+    assert main(["trace", *fast, "--against", *run("host", gloo), *options, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "after has a device, before has the host alone" in found["notes"][0]
+    verdicts = {row["verdict"] for row in found["tables"]["difference"] if row["part"] == "communication"}
+    assert verdicts == {"added", "removed"}
+
+
 def test_the_definitions_of_hta_are_a_switch(traces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", str(traces), "--compat", "hta", "--processes", "1"]) == 0
     assert "temporal" in capsys.readouterr().out
