@@ -101,8 +101,8 @@ def _running(trace: Trace, several: bool) -> pl.DataFrame:
     )
 
 
-def ranges_of(trace: Trace, critical: pl.DataFrame | None = None) -> pl.DataFrame:
-    """Steps, the times in which a device has nothing to do between its first and last work, and the critical path."""
+def ranges_of(trace: Trace) -> pl.DataFrame:
+    """Steps, and the times in which a device has nothing to do between its first and last work."""
     steps = trace.steps.select(
         pl.lit("steps").alias("track"),
         pl.col("ts").alias("start_ns"),
@@ -119,9 +119,6 @@ def ranges_of(trace: Trace, critical: pl.DataFrame | None = None) -> pl.DataFram
         gaps = {"start_ns": idle.start, "dur_ns": idle.end - idle.start}
         named = [pl.lit(f"idle on GPU {device}").alias("track"), "start_ns", "dur_ns", pl.lit("idle").alias("name")]
         parts.append(pl.DataFrame(gaps).select(named).cast(RANGES))
-    if critical is not None:
-        path = critical.select(pl.lit("critical path").alias("track"), "start_ns", "dur_ns", "name")
-        parts.append(path.cast(RANGES))
     return pl.concat(parts)
 
 

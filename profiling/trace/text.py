@@ -37,7 +37,7 @@ def summary(analysis: Analysis) -> Iterator[str]:
     yield from _kernels(tables["kernels"])
     yield from _collectives(collective_summary(tables["collectives"].drop("rank")))
     yield from _late(tables["collective_ranks"])
-    yield from _waits(tables["waits"])
+    yield from _waits(tables["waits"], on_host=not tables["kernels"].height)
     if tables["kernels"].height:  # without a device, all of a step is the host
         yield from _what_if(tables["what_if"])
     yield from job_lines(tables)
@@ -161,11 +161,11 @@ def _late(ranks: pl.DataFrame) -> Iterator[str]:
         yield f"rank {worst['rank']} comes late most: the others waited {milliseconds(worst['cost_ns'])} ms for it"
 
 
-def _waits(waits: pl.DataFrame) -> Iterator[str]:
+def _waits(waits: pl.DataFrame, *, on_host: bool) -> Iterator[str]:
     if not waits.height:
         return
     yield ""
-    yield "the host waits for a device"
+    yield "the host waits" + (" (the traces have no device)" if on_host else ": for a device, its batch, Python")
     rows = [
         [
             row["cause"],

@@ -192,7 +192,7 @@ def dominating(facts: Facts, rows: pl.DataFrame) -> Findings:
     yield Finding(
         fault=Fault.DOMINATING,
         title="Exchanges between ranks dominate the step",
-        evidence=(f"rank {cost.rank}: {time(cost.ns)} of {time(facts.step_ns)} is exposed exchange.", _named(cost)),
+        evidence=(f"rank {cost.rank}: {time(cost.ns)} of {time(facts.step_ns)} is {_what(facts)}.", _named(cost)),
         cause="More is exchanged than the step can hide: too many ranks for so little work, or the wrong axes.",
         remedy="mesh: fewer ranks on the axis that exchanges most, that axis inside a node; or a larger"
         " batch.microbatch_size, or strategies.accumulation = {}",
@@ -251,6 +251,11 @@ def _cost(facts: Facts, rows: pl.DataFrame) -> _Cost:
     # Those that run at the same time cost it once.
     whole = facts.most(here, pl.col(exposed) + pl.col(hidden) if facts.on_host else pl.col(exposed))
     return _Cost(min(most.ns, whole.ns), most.rank, rows.filter(pl.col("rank") == most.rank))
+
+
+def _what(facts: Facts) -> str:
+    """What `_cost` counts, in the words of the table of steps."""
+    return "exchange, exposed or overlapped: on the host it takes cores" if facts.on_host else "exposed exchange"
 
 
 def _named(cost: _Cost) -> str:

@@ -3,6 +3,7 @@
 import polars as pl
 
 from ..critical_path.whatif import MEMORY_BOUND
+from ..work import MATRIX
 from .facts import Facts, Findings, Mean, scalar, total
 from .finding import Fault, Finding, number, time
 from .thresholds import (
@@ -198,6 +199,7 @@ def _rates(facts: Facts, rank: int) -> list[str]:
     if table.is_empty():
         return []
     mine = table.filter(pl.col("rank") == rank, pl.col("bound") == "memory", pl.col("byte_s").is_not_null())
+    mine = mine.filter(~pl.col("family").is_in([family.value for family in MATRIX]))  # no chain has products in it
     mine = mine.sort("dur_ns", descending=True)
     return [
         f"Bound by memory: {name[:100]} moves {rate / 1e9:.0f} GB/s, {efficiency:.0%} of what the device can."

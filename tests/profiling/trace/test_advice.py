@@ -13,10 +13,12 @@ from synthetic_job import Begin, Collective, End, Launch, Wait, Work, simulate
 from synthetic_trace import Recording
 
 from stepladder.profiling.spans import Span
-from stepladder.profiling.trace.advice import Fault, Finding, advise, nothing_found, of_advice
+from stepladder.profiling.trace.advice import Fault, Finding, advise, exchanges, kernels, nothing_found, of_advice
+from stepladder.profiling.trace.advice.facts import Facts
 from stepladder.profiling.trace.analysis import STANDARD, Analysis, analyse, of_shapes
 from stepladder.profiling.trace.job import Reading
 from stepladder.profiling.trace.report.content import Content
+from stepladder.profiling.trace.text import summary
 
 US, MS = 1_000, 1_000_000
 NUM_STEPS = 3
@@ -167,6 +169,26 @@ def test_good_runs_without_a_device_get_none(tmp_path: Path, plan: Plan) -> None
     analysis = write_host(tmp_path, plan)
     assert advise(analysis) == []
     assert nothing_found(analysis).startswith("Nothing to advise")
+
+
+def test_on_a_host_exchange_and_waits_are_called_what_they_are(tmp_path: Path) -> None:
+    """The table of steps has exposed and overlapped exchange; what it costs on a host is both."""
+    analysis = write_host(tmp_path, Plan(data_wait_ns=(40 * MS, 40 * MS), exchange_ns=60 * MS))
+    facts = Facts(analysis)
+    (finding,) = exchanges.dominating(facts, exchanges._rows(facts))  # pyright: ignore[reportPrivateUsage]
+    assert "is exchange, exposed or overlapped" in finding.evidence[0]
+    said = "\n".join(summary(analysis))
+    assert "the host waits (the traces have no device)" in said
+    assert "waits for a device" not in said
+
+
+def test_products_are_no_evidence_for_chains_that_only_move_memory() -> None:
+    rows = [("attention", "flash_fwd_kernel", 900), ("pointwise", "mul_kernel", 100)]
+    same = {"rank": 0, "bound": "memory", "byte_s": 1e12, "efficiency": 0.5}
+    table = pl.DataFrame([same | {"family": family, "name": name, "dur_ns": ns} for family, name, ns in rows])
+    facts = Facts(Analysis(tables={"roofline": table}, ranks=[0], notes=[], num_bytes=0))
+    (said,) = kernels._rates(facts, 0)  # pyright: ignore[reportPrivateUsage]
+    assert "mul_kernel" in said
 
 
 def test_tiny_operators_stay_tiny_where_some_were_interrupted(tmp_path: Path) -> None:
