@@ -342,6 +342,11 @@ def shown(page: Page) -> tuple[int, int]:
     return int(made[0]), int(made[1])
 
 
+def test_no_part_of_the_page_is_wider_than_a_narrow_window(show: Any) -> None:
+    page = show(full(), width=380)
+    assert page.run("document.documentElement.scrollWidth") == 380
+
+
 def test_every_section_stands_on_the_page_with_its_numbers(show: Any, tmp_path: Path) -> None:
     page = show(full())
     assert page.run("[...document.querySelectorAll('section')].map(each => each.id)") == [
