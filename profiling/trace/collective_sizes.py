@@ -89,8 +89,8 @@ def message_bytes(kind: str, put_in: int | None, got_out: int | None, size: int 
     return put_in if put_in is not None else got_out
 
 
-def bytes_of_inputs(dims: str | None, types: str | None) -> int | None:
-    """Bytes of the tensors that a range `nccl:...` or `gloo:...` lists as `Input Dims` and `Input type`."""
+def bytes_of_inputs(dims: str | None, types: str | None, num: int | None = None) -> int | None:
+    """Bytes of the (first `num`) tensors that an event lists as `Input Dims` and `Input type`."""
     try:
         shapes, dtypes = json.loads(dims or "null"), json.loads(types or "null")
     except (ValueError, RecursionError):
@@ -98,7 +98,7 @@ def bytes_of_inputs(dims: str | None, types: str | None) -> int | None:
     if not isinstance(shapes, list) or not isinstance(dtypes, list):
         return None
     total = 0
-    for shape, dtype in zip(cast(list[Any], shapes), cast(list[Any], dtypes), strict=False):
+    for shape, dtype in zip(cast(list[Any], shapes)[:num], cast(list[Any], dtypes), strict=False):
         width = bytes_of(dtype) if isinstance(dtype, str) else None
         if width is None or not isinstance(shape, list):
             continue

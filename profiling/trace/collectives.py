@@ -20,6 +20,8 @@ from .peaks import GIGA, Peak, device_peak
 from .tables import Trace, job_of, once
 
 _C10D = "c10d::"
+_WRITES_FIRST = "^c10d::alltoall_base_$"
+"""Operators whose first tensor is what a rank gets out; the range nccl:... inside has only what it puts in."""
 _BEFORE = -(1 << 62)
 _SAID = {
     "Collective name": pl.String,
@@ -98,6 +100,7 @@ def told_of_kernels(trace: Trace) -> pl.DataFrame:
         launched=_launched(kernels, launches),
         telling=pl.Series(enclosing(launches, telling)),
         titled=pl.Series(enclosing(launches, titled)),
+        writing=pl.Series(enclosing(launches, _ranges(trace, _WRITES_FIRST))),
     )
     return _described(trace, rows)
 
@@ -134,7 +137,17 @@ def _of_host(trace: Trace) -> pl.DataFrame:
     covered = measure(union(work["ts"].to_numpy(), work["dur"].to_numpy()), start, start + dur)
     own = pl.col("row").cast(pl.Int64)
     rows = gloo.select(
-        "row", names, "ts", "dur", "stream", "device", on_host=pl.lit(True), launched="ts", telling=own, titled=own
+        "row",
+        names,
+        "ts",
+        "dur",
+        "stream",
+        "device",
+        on_host=pl.lit(True),
+        launched="ts",
+        telling=own,
+        titled=own,
+        writing=pl.lit(-1, dtype=pl.Int64),
     )
     return _described(trace, rows).with_columns(exposed_ns=pl.col("dur") - pl.Series(covered))
 
@@ -147,26 +160,31 @@ def _ranges(trace: Trace, pattern: str) -> pl.DataFrame:
 
 def _described(trace: Trace, rows: pl.DataFrame) -> pl.DataFrame:
     """With what the kernel says, else the operator, else the title of the range around it."""
-    rows = rows.with_columns(pl.col("telling", "titled").cast(pl.Int64))
+    rows = rows.with_columns(pl.col("telling", "titled", "writing").cast(pl.Int64))
     for key, kind in _SAID.items():
         said = trace.argument(key).select(pl.col("row").cast(pl.Int64), pl.col("value").cast(kind))
         rows = rows.with_columns(_looked_up(rows["row"], said).fill_null(_looked_up(rows["telling"], said)).alias(key))
     title = trace.events["name"].gather(rows["titled"].clip(0)).cast(pl.String)
     title = pl.select(pl.when(rows["titled"] >= 0).then(title)).to_series()
-    shapes = [
-        _looked_up(
-            rows["titled"], trace.argument(key).select(pl.col("row").cast(pl.Int64), "value").cast({"value": pl.String})
-        )
-        for key in ("Input Dims", "Input type")
-    ]
-    listed = list(zip(*(each.to_list() for each in shapes), strict=True))
+    listed, written = (_listed(trace, rows[at]) for at in ("titled", "writing"))
     inputs = {each: bytes_of_inputs(*each) for each in set(listed)}
+    outputs = {each: bytes_of_inputs(*each, num=1) for each in set(written)}
     words = rows["Collective name"].fill_null(title).fill_null(rows["name"])
     types = {word: collective_of(word).value for word in words.unique().to_list()}
     return rows.with_columns(
         _translated(words, types, pl.String).alias("type"),
         pl.Series("input_bytes", [inputs[each] for each in listed], dtype=pl.Int64),
+        pl.Series("output_bytes", [outputs[each] for each in written], dtype=pl.Int64),
     )
+
+
+def _listed(trace: Trace, at: pl.Series) -> list[tuple[str | None, str | None]]:
+    """`Input Dims` and `Input type` of events by row."""
+    dims, types = (
+        _looked_up(at, trace.argument(key).select(pl.col("row").cast(pl.Int64), "value").cast({"value": pl.String}))
+        for key in ("Input Dims", "Input type")
+    )
+    return list(zip(dims.to_list(), types.to_list(), strict=True))
 
 
 def _looked_up(at: pl.Series, said: pl.DataFrame) -> pl.Series:
@@ -205,7 +223,7 @@ def _with_bytes(rows: pl.DataFrame) -> pl.DataFrame:
     width = {name: bytes_of(name) for name in rows["dtype"].drop_nulls().unique().to_list()}
     each = _translated(rows["dtype"], width, pl.Int64)
     put_in = (rows["In msg nelems"] * each).fill_null(rows["input_bytes"])
-    got_out = rows["Out msg nelems"] * each
+    got_out = (rows["Out msg nelems"] * each).fill_null(rows["output_bytes"])
     ends = list(zip(rows["type"].to_list(), put_in.to_list(), got_out.to_list(), rows["size"].to_list(), strict=True))
     messages = {each: message_bytes(*each) for each in set(ends)}
     sent = {

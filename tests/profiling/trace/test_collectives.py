@@ -170,6 +170,20 @@ def test_a_kernel_that_tells_all_has_its_bytes_rates_and_exposed_time(tmp_path: 
     assert collectives(trace, peak="NVIDIA H100 PCIe")["link_gb_s"][0] == 63.0
 
 
+def test_what_an_all_to_all_gets_out_may_be_more_than_it_puts_in(tmp_path: Path) -> None:
+    """The range has what is put in, the operator around it first what is written."""
+    half, both = "c10::Half", {"Input Dims": [[320], [256], []], "Input type": ["c10::Half", "c10::Half", "Scalar"]}
+    trace = trace_of(
+        tmp_path,
+        event("c10d::alltoall_base_", 200, 100, "cpu_op", tid=1, **both),
+        event("nccl:all_to_all", 210, 80, "user_annotation", tid=1, **{"Input Dims": [[256]], "Input type": [half]}),
+        event("cudaLaunchKernel", 250, 10, "cuda_runtime", tid=1, correlation=6),
+        event("ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t(ncclWorkElem)", 700, 100, tid=20, correlation=6),
+    )
+    (found,) = collectives(trace).to_dicts()
+    assert (found["in_bytes"], found["out_bytes"], found["message_bytes"]) == (512, 640, 640)
+
+
 def test_what_a_kernel_does_not_tell_its_operator_or_the_range_around_its_launch_does(tmp_path: Path) -> None:
     generic = "ncclDevKernel_Generic(ncclDevKernelArgsStorage<4096ul>)"
     old = "ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t(ncclWorkElem)"
