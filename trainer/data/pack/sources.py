@@ -7,7 +7,7 @@ from typing import cast, get_args
 from ..errors import DataError
 from .documents import Format, Piece, Reading
 
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
 """Small enough that little is lost when a process is killed, large enough that starting on one costs nothing."""
 _ROWS = 4096
 _SUFFIXES: dict[str, Format] = {
