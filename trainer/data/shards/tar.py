@@ -37,7 +37,7 @@ def members(read: Callable[[int, int], bytes], archive_size: int) -> Iterator[Me
         if header == _END:
             return
         _check(header, at)
-        size = int(told["size"]) if told.get("size", "").isdigit() else _number(header[124:136], at)
+        size = _stated(told["size"], at) if told.get("size") else _number(header[124:136], at)
         kind, content = header[156:157], at + BLOCK
         extends = kind in (b"x", b"L", b"g", b"K")
         has_data = kind not in [bytes((each,)) for each in _WITHOUT_DATA]
@@ -63,11 +63,7 @@ def members(read: Callable[[int, int], bytes], archive_size: int) -> Iterator[Me
 def _check(header: bytes, at: int) -> None:
     if len(header) < BLOCK:
         raise TarDamageError(f"is truncated: it ends at byte {at + len(header):,} without the end mark")
-    try:
-        stated = int(header[148:156].strip(b" \0") or b"0", 8)
-    except ValueError:
-        stated = -1
-    if stated != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+    if _octal(header[148:156]) != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
         what = "is no tar archive" if at == 0 else f"is damaged at byte {at:,}, where a member should begin"
         compressed = header[:2] == b"\x1f\x8b" or header[:4] == b"\x28\xb5\x2f\xfd"
         raise TarDamageError(what + (": it is compressed, and must not be to be read in place" if compressed else ""))
@@ -77,10 +73,23 @@ def _number(field: bytes, at: int) -> int:
     """Octal digits, or base 256 where the highest bit is set."""
     if field[0] & 0x80:
         return int.from_bytes(bytes((field[0] & 0x7F,)) + field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise TarDamageError(f"is damaged: the member at byte {at:,} has no readable size") from None
+    number = _octal(field)
+    if number is None:
+        raise TarDamageError(f"is damaged: the member at byte {at:,} has no readable size")
+    return number
+
+
+def _octal(field: bytes) -> int | None:
+    """A number of a header; None if anything but digits is in it: a sign would make the reader go back for ever."""
+    digits = field.strip(b" \0") or b"0"
+    return int(digits, 8) if not digits.strip(b"01234567") else None
+
+
+def _stated(size: str, at: int) -> int:
+    """A size in an extended header: decimal digits, of which no file needs more than 20."""
+    if not (size.isascii() and size.isdigit() and len(size) <= 20):
+        raise TarDamageError(f"is damaged: the member at byte {at:,} has no readable size")
+    return int(size)
 
 
 def _name(header: bytes) -> str:

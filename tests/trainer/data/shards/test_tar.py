@@ -84,3 +84,33 @@ def test_headers_of_headers_are_bounded() -> None:
     raw = member.tobuf(tarfile.GNU_FORMAT)
     with pytest.raises(TarDamageError, match="which no name needs"):
         list(members(lambda size, offset: raw[offset : offset + size], 1 << 50))
+
+
+def header(size: bytes, kind: bytes = b"0", checksum: bytes = b"%06o\0 ") -> bytes:
+    raw = bytearray(512)
+    raw[:5], raw[124 : 124 + len(size)], raw[156:157], raw[257:265] = b"a.jpg", size, kind, b"ustar\x0000"
+    raw[148:156] = b" " * 8
+    raw[148:156] = (checksum % sum(raw)).ljust(8, b"\0")
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"+0000000001\0", b"0000000_000\0", b"0o000000000\0", b"0 0\0"])
+def test_a_size_that_is_not_octal_digits_alone_is_damage(size: bytes) -> None:
+    with pytest.raises(TarDamageError, match="is damaged: the member at byte 0 has no readable size"):
+        ours(header(size) + bytes(1024))
+
+
+def test_a_checksum_with_a_sign_is_damage() -> None:
+    assert [each.name for each in ours(header(b"0") + bytes(1024))] == ["a.jpg"]
+    with pytest.raises(TarDamageError, match="is no tar archive"):
+        ours(header(b"0", checksum=b"+%06o\0") + bytes(1024))
+
+
+@pytest.mark.parametrize("size", ["²", "9" * 5000, "-5", "1_0", "٣", " 1"])
+def test_an_extended_size_that_is_no_number_of_a_file_is_damage(size: str) -> None:
+    record = f" size={size}\n".encode()
+    length = next(each for each in range(len(record), len(record) + 9) if each == len(record) + len(str(each)))
+    extended = str(length).encode() + record
+    padded = extended + bytes(-len(extended) % 512)
+    with pytest.raises(TarDamageError, match=r"is damaged: the member at byte .* has no readable size"):
+        ours(header(b"%011o" % len(extended), b"x") + padded + header(b"0") + bytes(1024))
