@@ -20,7 +20,9 @@ def explained(error: BaseException) -> str | None:
         return lost
     if "InvalidCxxCompiler" in f"{type(error).__name__} {said}":
         return "strategies.compile: torch finds no working C++ compiler; install one or set CXX, or remove it"
-    return told(error)  # where it arose in a file of the user's own
+    if (known := told(error)) is None and isinstance(error, SystemExit):
+        return f"something in it ends the program, with exit code {error.code!r}, in the middle of the run"
+    return known  # where it arose in a file of the user's own
 
 
 def _memory(said: str) -> str:

@@ -11,6 +11,7 @@ from ..profiling import capture
 from ..strategies.check import owned_axes
 from ..strategies.errors import StrategyError
 from ..trainer.checkpoint.errors import CheckpointError
+from ..trainer.own_file import FAILURES
 from . import run_folder
 from .errors import ExitCode, UsageError
 from .failures import explained
@@ -65,7 +66,7 @@ def work(
             code = session.run(resume=resume)
         except (CheckpointError, StrategyError) as error:  # on every rank alike
             code = _refused(error, ranks, folder, out=out, resume=resume)
-        except Exception as error:
+        except FAILURES as error:
             known = explained(error)
             if ranks.rank == 0:
                 reason = f"rank 0: {known or repr(error)}"

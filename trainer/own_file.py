@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 _PREFIX = "stepladder_own_file_"
+FAILURES = (Exception, SystemExit)
+"""What a user's code may raise and a run tells: to leave in the middle, with whatever code, is a failure too."""
 
 
 class OwnFileError(Exception):
@@ -47,7 +49,7 @@ def load(file: str) -> ModuleType:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except FAILURES as error:
         del sys.modules[name]
         raise OwnFileError(told(error, path) or f"{file}: {_kind(error)}") from error
     return module
@@ -60,7 +62,7 @@ def call(file: str, function: str, *arguments: Any) -> Any:
         raise OwnFileError(f"{file}: has no function {function}(); define it there")
     try:
         return found(*arguments)
-    except Exception as error:
+    except FAILURES as error:
         raise OwnFileError(told(error, Path(file).resolve()) or f"{file}: {function}(): {_kind(error)}") from error
 
 
@@ -80,5 +82,7 @@ def told(error: BaseException, path: Path | None = None) -> str | None:
 
 def _kind(error: BaseException) -> str:
     """An error in one line."""
+    if isinstance(error, SystemExit):
+        return f"ends the program, with exit code {error.code!r}, in the middle of a run; return, or raise an error"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

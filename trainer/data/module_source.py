@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...strategies.base import Batch
-from ..own_file import OwnFileError, call, load, told
+from ..own_file import FAILURES, OwnFileError, call, load, told
 from .errors import DataError
 from .module_config import ModuleData
 from .wanted import Need
@@ -30,12 +30,17 @@ class ModuleSource:
             self.num_samples = len(self.dataset)
         except OwnFileError as error:
             raise DataError(str(error)) from error
-        except TypeError as error:
-            raise DataError(
-                f"{file}: data({split!r}) returns {type(self.dataset).__name__}, which has no length; return a "
-                f"map-style dataset, with __len__ and __getitem__"
-            ) from error
+        except FAILURES as error:
+            raise DataError(told(error) or self._no_length(split, error)) from error
         self.fingerprint = f"{Path(file).name}-{split}-{self.num_samples}"
+
+    def _no_length(self, split: str, error: BaseException) -> str:
+        """Why `len` failed outside the file: there is no length, or none that can be."""
+        what = "no length" if isinstance(error, TypeError) else f"no usable length ({error})"
+        return (
+            f"{self.file}: data({split!r}) returns {type(self.dataset).__name__}, which has {what}; return a "
+            f"map-style dataset, with __len__ and __getitem__"
+        )
 
     def __len__(self) -> int:
         """Samples of the split."""
@@ -49,7 +54,7 @@ class ModuleSource:
             samples = several(chosen) if several else [self.dataset[i] for i in chosen]
             own = getattr(load(self.file), "collate", None)
             return _batch(own(samples) if own else torch.utils.data.default_collate(samples), len(chosen))
-        except Exception as error:
+        except FAILURES as error:
             where = told(error) or f"{self.file}: {type(error).__name__}: {error}"
             raise DataError(
                 f"{where} (samples {', '.join(map(str, chosen[:8]))}{' ...' * (len(chosen) > 8)})"

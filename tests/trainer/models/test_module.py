@@ -1,5 +1,6 @@
 """A module of one's own: trained without Facts, its blocks detected, its mistakes told by file and line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,12 @@ def test_blocks_are_found(name: str) -> None:
 BROKEN = {
     "no build": ("def build():", "def bild():", "has no function build(); define it there"),
     "a build that fails": ("return nn.Seq", "1 / 0\n    return nn.Seq", "line 19, in build: ZeroDivisionError"),
+    "a build that leaves": (
+        "return nn.Seq",
+        "raise SystemExit(0)\n    return nn.Seq",
+        "line 19, in build: ends the program",
+    ),
+    "a file that leaves": ("import torch\n", "import sys\nsys.exit()\n", "line 3, in module: ends the program"),
     "an import": ("import torch\n", "import torch, nowhere_to_be_found\n", "line 2, in module: ModuleNotFoundError"),
 }
 
@@ -210,6 +217,10 @@ def test_what_is_no_file_or_no_python_is_found_without_running_it(tmp_path: Path
         ("return Sums(64, 0)", "return iter(Sums(64, 0))", "which has no length"),
         ("Sums(16, 1)", "Sums(0, 1)", "has 0 samples, not the 4 that are needed"),
         ("def data(", "def dada(", "has no function data()"),
+        ("return self.x[i],", "exit(0), self.x[i],", "in __getitem__: ends the program, with exit code 0"),
+        ("return len(self.x)", "return -1", "which has no usable length (__len__() should return >= 0)"),
+        ("return len(self.x)", "return 1 / 0", "line 31, in __len__: ZeroDivisionError"),
+        ("return len(self.x)", "exit(0)", "in __len__: ends the program, with exit code 0"),
     ],
 )
 def test_data_that_cannot_be_had_are_told_with_file_and_sample(
@@ -227,6 +238,19 @@ def test_data_that_cannot_be_had_are_told_with_file_and_sample(
 
     assert expected in str(refused.value)
     assert "__getitem__" not in expected or "(samples 3, 5)" in str(refused.value)
+
+
+def test_a_loss_that_leaves_with_code_0_is_a_run_that_failed(tmp_path: Path, stepladder: Any) -> None:
+    (tmp_path / "net.py").write_text(FILE.replace("return F.mse_loss(", "raise SystemExit(0)\n    return F.mse_loss("))
+    (tmp_path / "r.toml").write_text(
+        "[run]\nnum_steps = 2\n[model.module]\nfile = 'net.py'\n[data.module]\nfile = 'net.py'\n[strategies.adamw]\n"
+    )
+    done = stepladder("run", "r.toml", "--out", "o", cwd=tmp_path)
+    left = json.loads((tmp_path / "o" / "exit.json").read_text())
+
+    assert done.returncode == left["code"] == 1
+    assert "net.py, line 23, in loss: ends the program, with exit code 0" in done.stderr
+    assert "net.py, line 23, in loss: ends the program" in left["reason"]
 
 
 def test_a_forward_pass_that_fails_is_one_sentence(tmp_path: Path, stepladder: Any) -> None:
