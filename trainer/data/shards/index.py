@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-_VERSION = 1
+_VERSION = 2
+_MANIFEST_VERSION = 1
+_ARRAYS = {"first_member": "int64", "member_ending": "uint16", "offset": "int64", "size": "int64"}
 _SAMPLE = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)  # WebDataset: the key ends at the name's first dot
 
 
@@ -138,40 +140,67 @@ def _write(index: ShardIndex, file: Path) -> None:
     import numpy as np
 
     told = {"sha256": index.sha256, "damage": index.damage, "endings": index.endings, "keys": index.keys}
-    words = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)
+    arrays = {name: getattr(index, name) for name in _ARRAYS}
+    arrays["words"] = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)
     with file.open("wb") as out:
-        np.savez(
-            out,
-            words=words,
-            first_member=index.first_member,
-            member_ending=index.member_ending,
-            offset=index.offset,
-            size=index.size,
-        )
+        np.savez(out, **arrays, seal=np.frombuffer(_seal(arrays), dtype=np.uint8))
 
 
 def _load(file: Path, path: Path) -> ShardIndex | None:
-    """What the cache has kept; None if it has not, or not whole."""
+    """What the cache has kept; None if it has not, or what it has is not what was written for this shard."""
     import zipfile
+    import zlib
 
     import numpy as np
 
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            told = json.loads(arrays["words"].tobytes())
-            return ShardIndex(
-                path=path,
-                sha256=told["sha256"],
-                damage=told["damage"],
-                keys=tuple(told["keys"]),
-                first_member=arrays["first_member"],
-                endings=tuple(told["endings"]),
-                member_ending=arrays["member_ending"],
-                offset=arrays["offset"],
-                size=arrays["size"],
-            )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        with np.load(file, allow_pickle=False) as kept:
+            arrays = {name: kept[name] for name in ("words", *_ARRAYS)}
+            if _seal(arrays) != kept["seal"].tobytes():
+                return None
+        told = json.loads(arrays.pop("words").tobytes())
+        index = ShardIndex(
+            path=path,
+            sha256=told["sha256"],
+            damage=told["damage"],
+            keys=tuple(told["keys"]),
+            endings=tuple(told["endings"]),
+            **arrays,
+        )
+        return index if _is_sound(index, path.stat().st_size) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError):
         return None
+    except (zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _seal(arrays: "Mapping[str, Array]") -> bytes:
+    """What tells that arrays are those that were written."""
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        found.update(array.tobytes())
+    return found.digest()
+
+
+def _is_sound(index: ShardIndex, shard_size: int) -> bool:
+    """Whether members lie one behind the other inside the shard, and every sample has its own."""
+    words: tuple[object, ...] = (index.sha256, index.damage, *index.keys, *index.endings)
+    arrays = {name: getattr(index, name) for name in _ARRAYS}
+    if not all(isinstance(each, str) for each in words) or re.fullmatch("[0-9a-f]{64}", index.sha256) is None:
+        return False
+    if any(array.ndim != 1 or array.dtype.name != _ARRAYS[name] for name, array in arrays.items()):
+        return False
+    first, ending, offset, size = arrays.values()
+    num_members = len(offset)
+    if not (len(size) == len(ending) == num_members and len(first) == len(index.keys) + 1):
+        return False
+    if first[0] != 0 or first[-1] != num_members or (first[1:] <= first[:-1]).any():
+        return False
+    if num_members == 0:
+        return True
+    inside = min(offset.min(), size.min()) >= 0 and size[-1] <= shard_size - offset[-1]
+    return bool(inside and (size[:-1] <= offset[1:] - offset[:-1]).all() and ending.max() < len(index.endings))
 
 
 def write_manifest(indexes: Sequence[ShardIndex], path: Path) -> None:
@@ -180,7 +209,7 @@ def write_manifest(indexes: Sequence[ShardIndex], path: Path) -> None:
         index.path.name: {"sha256": index.sha256, "bytes": index.path.stat().st_size, "samples": len(index)}
         for index in indexes
     }
-    text = json.dumps({"stepladder_shards": _VERSION, "shards": shards}, indent=1)
+    text = json.dumps({"stepladder_shards": _MANIFEST_VERSION, "shards": shards}, indent=1)
     publish(path, lambda partial: partial.write_text(text + "\n"))
 
 
