@@ -87,10 +87,10 @@ class TransformersConfig:
 
     @property
     def takes_documents(self) -> bool:
-        """A window that slides cannot be told of documents as well."""
-        from .transformers_facts import slides
+        """Those that are known to keep documents apart; a window or a state of the past cannot be told of them."""
+        from .transformers_facts import takes_documents
 
-        return not slides(self.its_config())
+        return takes_documents(self.its_config())
 
     def facts(self, sequence_length: int) -> Facts:
         """What the module and its own plan show. Raises: ModelError."""

@@ -27,12 +27,57 @@ _WORDS = {
     "replicated_with_grad_allreduce": Slicing.HEADWISE,
 }
 """What its plan's words are called here; a plan with another word is not used."""
+TAKE_DOCUMENTS = frozenset(
+    (
+        "apertus",
+        "arcee",
+        "codegen",
+        "cohere",
+        "deepseek_v3",
+        "ernie4_5",
+        "gemma",
+        "glm",
+        "glm4",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neox",
+        "gptj",
+        "granite",
+        "granitemoe",
+        "llama",
+        "mistral",
+        "mixtral",
+        "mpt",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "opt",
+        "persimmon",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "seed_oss",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    )
+)
+"""Types of which a packed document has the logits of the document alone; a test computes both for each of them."""
 
 
-def slides(config: Any) -> bool:
-    """Whether attention sees a window of the positions before it only."""
+def takes_documents(config: Any) -> bool:
+    """Whether its attention sees exactly what a mask and positions say, in every layer.
+
+    Windows, chunks, convolutions and recurrent states look past both, and a model that ignores a mask does so without a
+    word; so what is not known to be right is not.
+    """
     kinds = getattr(config, "layer_types", None) or ()
-    return "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
+    window = None if kinds else getattr(config, "sliding_window", None)
+    return config.model_type in TAKE_DOCUMENTS and not window and all(kind == "full_attention" for kind in kinds)
 
 
 def facts_of(model: Any, sequence_length: int, *, fill: "Callable[[str, Tensor], None] | None" = None) -> Facts:
