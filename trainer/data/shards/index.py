@@ -185,7 +185,7 @@ def _seal(arrays: "Mapping[str, Array]") -> bytes:
 
 def _is_sound(index: ShardIndex, shard_size: int) -> bool:
     """Whether members lie one behind the other inside the shard, and every sample has its own."""
-    words: tuple[object, ...] = (index.sha256, index.damage, *index.keys, *index.endings)
+    words: list[Any] = [index.sha256, index.damage, *index.keys, *index.endings]
     arrays = {name: getattr(index, name) for name in _ARRAYS}
     if not all(isinstance(each, str) for each in words) or re.fullmatch("[0-9a-f]{64}", index.sha256) is None:
         return False
