@@ -88,4 +88,4 @@ def _all_keys(kind: type[Any], path: str) -> Iterator[tuple[str, tuple[str, str,
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text.replace("|", "\\|").replace("\n", "\\n")

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,14 +245,17 @@ def test_two_ranks_continue_bit_by_bit_replicated_and_sharded(recipe: Path, tmp_
         assert "was trained with seed = 0, but the recipe says 1" in answers[f"{layout} refusal"]
 
 
-def test_a_run_on_two_ranks_is_not_resumed_by_one(
-    two: tuple[Path, str], place: Path, recipe: Path, stepladder: Command
+def test_a_run_on_two_ranks_is_resumed_by_one_with_as_many_tokens_a_step(
+    two: tuple[Path, str], place: Path, recipe: Path, tmp_path: Path, stepladder: Command
 ) -> None:
-    arguments = ["run", str(recipe), "--set", "strategies.ddp={}", "--resume", "--out", str(two[0])]
+    folder = shutil.copytree(two[0], tmp_path / "two")
+    arguments = ["run", str(recipe), "--set", "strategies.ddp={}", "--resume", "--out", str(folder)]
+    half = ["--set", "batch.microbatch_size=2"]
 
-    refused = checked(stepladder(*arguments, cwd=place), code=66)
+    assert "continuing after step 8" in checked(stepladder(*arguments, cwd=place)).stdout
+    refused = checked(stepladder(*arguments, *half, cwd=place), code=66)
 
-    assert "step-000008: saved by 2 ranks, but 1 are running; start 2" in refused.stderr
+    assert "tokens_per_step" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
 
 
