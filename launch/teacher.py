@@ -76,3 +76,8 @@ def teacher_problems(recipe: Recipe) -> Iterator[str]:
             f"{where}: knows {theirs.vocab_size:,} ids, the student {ours.vocab_size:,}; "
             f"use a teacher of the same vocabulary"
         )
+    elif getattr(recipe.data.chosen, "documents", False) and not getattr(theirs, "takes_documents", False):
+        yield (
+            f"{where}: cannot keep the documents of a sample apart, as data.{recipe.data.name}.packing asks for; "
+            f"use 'split' there, or another teacher"
+        )

@@ -188,6 +188,34 @@ def test_teachers_that_do_not_fit_are_found_before_anything_starts(runs: tuple[P
     assert "has no complete checkpoint" in said(at)
 
 
+@pytest.mark.parametrize("window", [8, None])
+def test_a_teacher_that_mixes_documents_up_teaches_no_packed_ones(window: int | None, tmp_path: Path) -> None:
+    from stepladder.trainer.data.pack.job import pack
+    from stepladder.trainer.data.pack.parts import Packing
+
+    (tmp_path / "texts.jsonl").write_text('{"text": "a document"}\n' * 9)
+    pack(Packing(sources=(str(tmp_path / "texts.jsonl"),), held_out=0.0), tmp_path / "packed")
+    student = (
+        TINY.replace("[data.synthetic]", f'[data.tokens]\nfolder = "{tmp_path / "packed"}"\npacking = "best_fit"')
+        .replace("vocab_size = 64", "vocab_size = 256")
+        .replace("sequence_length = 32", "sequence_length = 8")
+    )
+    (tmp_path / "student.toml").write_text(student + f'[strategies.distill]\nteacher = "{tmp_path / "teacher.toml"}"\n')
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 256}
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 32} | ({"sliding_window": window} if window else {})
+    config = "\n".join(f"{key} = {value}" for key, value in sizes.items())
+    config = f'model_type = "{"mistral" if window else "llama"}"\n{config}'
+    decoder = TINY[TINY.index("[model.decoder]") : TINY.index("[data.synthetic]")]
+    (tmp_path / "teacher.toml").write_text(TINY.replace(decoder, f"[model.transformers.config]\n{config}\n"))
+
+    recipe = recipes.read(str(tmp_path / "student.toml"))
+    if window is None:
+        make_plan(recipe, num_gpus=0)
+    else:
+        with pytest.raises(UsageError, match=r"cannot keep the documents of a sample apart, as data\.tokens\.packing"):
+            make_plan(recipe, num_gpus=0)
+
+
 def test_a_checkpoint_of_another_model_is_refused(runs: tuple[Path, Path]) -> None:
     from stepladder.trainer.checkpoint.weights import load_weights
 
