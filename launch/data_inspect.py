@@ -26,7 +26,7 @@ def of_folder(folder: Path, num_samples: int, *, with_hashes: bool) -> Iterator[
     if index.tokenizer != tokenizer.fingerprint:
         tokenizer = open_tokenizer(str(folder / TOKENIZER))
     for split in index.splits:
-        offsets = offsets_of(folder, split)
+        offsets = offsets_of(folder, index, split)
         lengths = sorted((offsets[1:] - offsets[:-1]).tolist())
         yield (
             f"lengths     {split}: {lengths[0]:,} to {lengths[-1]:,} tokens, half have up to "

@@ -25,8 +25,12 @@ class TokenWindows:
 
     on_device = False
 
-    def __init__(self, tokens: Any, counts: Any, sequence_length: int, fingerprint: str) -> None:
-        """`tokens` and `counts` (None if all count) are arrays that may be memory-mapped, [N]."""
+    def __init__(self, tokens: Any, counts: Any, sequence_length: int, fingerprint: str, known: int = 0) -> None:
+        """`tokens` and `counts` (None if all count) are arrays that may be memory-mapped, [N].
+
+        `known`: ids from this one on are damage; 0 if any is an id.
+        """
+        self._known = known
         self._tokens, self._counts, self._length = tokens, counts, sequence_length
         self.fingerprint = fingerprint
         self.all_valid = counts is None
@@ -46,6 +50,7 @@ class TokenWindows:
             inputs[row], labels[row] = self._tokens[begin:end], self._tokens[begin + 1 : end + 1]
             if self._counts is not None:
                 labels[row][self._counts[begin + 1 : end + 1] == 0] = _NOTHING
+        _see_ids(inputs, labels, self._tokens, self._known)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(labels))
 
     def describe(self) -> str:
@@ -62,8 +67,14 @@ class TokenDocuments:
     on_device = False
     all_valid = False
 
-    def __init__(self, tokens: Any, counts: Any, plan: Plan, *, alone: bool, end_id: int, fingerprint: str) -> None:
-        """`alone`: there is one document in each sample, so that a causal attention needs no mask."""
+    def __init__(
+        self, tokens: Any, counts: Any, plan: Plan, *, alone: bool, end_id: int, fingerprint: str, known: int = 0
+    ) -> None:
+        """`alone`: there is one document in each sample, so that a causal attention needs no mask.
+
+        `known`: ids from this one on are damage; 0 if any is an id.
+        """
+        self._known = known
         self._tokens, self._counts, self._plan = tokens, counts, plan
         self._alone, self._end_id = alone, end_id
         self.fingerprint = fingerprint
@@ -93,6 +104,7 @@ class TokenDocuments:
                 positions[row, at:to], documents[row, at:to] = count[:size], piece - first
                 at = to
             positions[row, at:], documents[row, at:] = count[: length - at], last - first
+        _see_ids(inputs, labels, self._tokens, self._known)
         if self._alone:
             return Batch(torch.from_numpy(inputs), torch.from_numpy(labels))
         made = (inputs, labels, positions, documents)
@@ -104,18 +116,30 @@ class TokenDocuments:
         return f"{len(plan.starts):,} pieces of documents, {100 * plan.waste:.2f} % of the positions empty"
 
 
+def _see_ids(inputs: Any, labels: Any, tokens: Any, known: int) -> None:
+    """A look at each batch costs next to nothing, a look at the whole file minutes. Raises: DataError."""
+    largest = max(inputs.max(initial=0), labels.max(initial=0))
+    if known and largest >= known:
+        raise DataError(
+            f"{getattr(tokens, 'filename', 'tokens')}: is damaged: it holds the id {largest:,}, but its index knows "
+            f"{known:,}; pack the folder again"
+        )
+
+
 def open_folder(folder: "Path", split: str, sequence_length: int, layout: "Layout") -> TokenWindows | TokenDocuments:
     """A split of a packed folder as samples. Raises: DataError if it is damaged, or holds not one sample."""
     index = read_index(folder)
     part = split_of(index, folder, split)
     tokens, counts = tokens_of(folder, index, split), counts_of(folder, index, split)
     fingerprint = f"{index.fingerprint}-{layout}-{sequence_length}"
+    known = index.num_ids if index.num_ids < 256**index.width else 0
     if layout == "split":
-        source = TokenWindows(tokens, counts, sequence_length, fingerprint)
+        source = TokenWindows(tokens, counts, sequence_length, fingerprint, known)
     else:
-        plan = (best_fit if layout == "best_fit" else truncated)(offsets_of(folder, split), sequence_length)
+        plan = (best_fit if layout == "best_fit" else truncated)(offsets_of(folder, index, split), sequence_length)
+        alone = layout == "truncate"
         source = TokenDocuments(
-            tokens, counts, plan, alone=layout == "truncate", end_id=index.end_id, fingerprint=fingerprint
+            tokens, counts, plan, alone=alone, end_id=index.end_id, fingerprint=fingerprint, known=known
         )
     if len(source) == 0:
         raise DataError(

@@ -259,7 +259,9 @@ def check_folder(folder: Path, need: Need, layout: Layout) -> Index:
         if layout == "split":
             there = (split.num_tokens - 1) // need.sequence_length
         elif needed > 1:
-            plan = (best_fit if layout == "best_fit" else truncated)(offsets_of(folder, name), need.sequence_length)
+            plan = (best_fit if layout == "best_fit" else truncated)(
+                offsets_of(folder, index, name), need.sequence_length
+            )
             there = plan.num_samples
         else:
             there = int(split.num_tokens > split.num_documents)

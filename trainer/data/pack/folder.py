@@ -86,7 +86,7 @@ def read_index(folder: Path) -> Index:
         for name, each in (item for split in splits.values() for item in split.files.items()):
             if Path(name).name != name or (folder / name).stat().st_size != each["bytes"]:
                 raise DataError(f"{folder / name}: is not as it was written; pack the folder again")
-        if index.width not in (1, 2, 4) or not set(splits) <= set(SPLITS) or not index.num_ids > 0:
+        if not _is_sound(index) or said["fingerprint"] != index.fingerprint:
             raise DataError(f"{folder / INDEX}: is damaged; pack the folder again")
     except FileNotFoundError as error:
         raise DataError(
@@ -96,6 +96,21 @@ def read_index(folder: Path) -> Index:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / INDEX}: cannot be read ({error}); pack the folder again") from error
     return index
+
+
+def _is_sound(index: Index) -> bool:
+    """Whether ids fit their width, and files hold as many documents and tokens as are stated. Raises: KeyError."""
+    if not all(type(each) is int for each in (index.width, index.num_ids, index.end_id)):
+        return False
+    if index.width not in (1, 2, 4) or not 0 <= index.end_id < index.num_ids <= 256**index.width:
+        return False
+    for name, split in index.splits.items():
+        sizes = {"tokens": split.num_tokens * index.width, "offsets": (split.num_documents + 1) * 8}
+        if f"{name}.counts" in split.files:
+            sizes["counts"] = split.num_tokens
+        if any(split.files[f"{name}.{kind}"]["bytes"] != size for kind, size in sizes.items()):
+            return False
+    return set(index.splits) <= set(SPLITS)
 
 
 def check_hashes(folder: Path, index: Index) -> list[str]:
@@ -129,9 +144,17 @@ def tokens_of(folder: Path, index: Index, split: str) -> "NDArray[np.unsignedint
     return _mapped(folder / f"{split}.tokens", id_type(index.width))
 
 
-def offsets_of(folder: Path, split: str) -> "NDArray[np.uint64]":
-    """Where documents begin, [documents + 1], memory-mapped."""
-    return cast("NDArray[np.uint64]", _mapped(folder / f"{split}.offsets", "<u8"))
+def offsets_of(folder: Path, index: Index, split: str) -> "NDArray[np.uint64]":
+    """Where documents begin, [documents + 1], memory-mapped. Raises: DataError if they cannot lie there."""
+    path = folder / f"{split}.offsets"
+    offsets = cast("NDArray[np.uint64]", _mapped(path, "<u8"))
+    num_tokens = index.splits[split].num_tokens
+    if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens or (offsets[1:] < offsets[:-1]).any():
+        raise DataError(
+            f"{path}: is damaged: documents do not lie one behind the other in {num_tokens:,} tokens; pack the folder "
+            f"again"
+        )
+    return offsets
 
 
 def counts_of(folder: Path, index: Index, split: str) -> "NDArray[np.uint8] | None":

@@ -40,7 +40,7 @@ def documents(folder: Path) -> set[str]:
     tokenizer = open_tokenizer("bytes" if index.tokenizer == "bytes" else str(folder))
     found: set[str] = set()
     for split in index.splits:
-        tokens, offsets = tokens_of(folder, index, split), offsets_of(folder, split)
+        tokens, offsets = tokens_of(folder, index, split), offsets_of(folder, index, split)
         for i in range(len(offsets) - 1):
             begin, end = int(offsets[i]), int(offsets[i + 1])
             assert tokens[end - 1] == index.end_id
