@@ -25,6 +25,7 @@ from . import recording, run_folder
 from .build import build_program
 from .console import Console, shown
 from .errors import ExitCode
+from .failures import written_down
 from .feeding import Feeding, build_feeding, say_order
 from .instruments import Instruments, write_step_times
 from .plan import Plan
@@ -58,7 +59,8 @@ class Session:
         """Build, train, save, report."""
         with ExitStack() as stack:
             recording.remember_allocations(stack, self.plan.recipe.profiler, self.folder, self.ranks.rank)
-            return self._train(stack, resume=resume)
+            with written_down(self.folder, self.ranks.rank):
+                return self._train(stack, resume=resume)
 
     def _train(self, stack: ExitStack, *, resume: bool) -> int:
         """Build everything around the loop, and run it."""

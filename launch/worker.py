@@ -14,7 +14,7 @@ from ..trainer.checkpoint.errors import CheckpointError
 from ..trainer.own_file import FAILURES
 from . import run_folder
 from .errors import ExitCode, UsageError
-from .failures import explained
+from .failures import ending, explained
 from .instruments import Instruments
 from .placement.apply import confirm, take_seat
 from .plan import Plan
@@ -69,8 +69,8 @@ def work(
         except FAILURES as error:
             known = explained(error)
             if ranks.rank == 0:
-                reason = f"rank 0: {known or repr(error)}"
-                run_folder.write_exit(folder, code=ExitCode.FAILED, steps=None, reason=reason)
+                code, reason = ending(error)
+                run_folder.write_exit(folder, code=code, steps=None, reason=reason)
             if known is None:
                 raise
             print(f"error: rank {ranks.rank}: {known}", file=sys.stderr, flush=True)
@@ -92,9 +92,9 @@ def _known_folder(out: Path | None) -> Path:
 
 def _refused(error: Exception, ranks: Ranks, folder: Path, *, out: Path | None, resume: bool) -> int:
     """Say why the run cannot be, and take back a folder in which nothing has happened."""
-    code = ExitCode.CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.USAGE
+    code, reason = ending(error)
     if ranks.rank == 0:
-        run_folder.write_exit(folder, code=code, steps=None, reason=str(error))
+        run_folder.write_exit(folder, code=code, steps=None, reason=reason)
         print(f"error: {error}", file=sys.stderr)
         # The launcher of several ranks has still to read exit.json; it takes the folder back itself.
         launched = ranks.num_ranks > 1 and run_folder.FOLDER_VARIABLE in os.environ

@@ -47,7 +47,7 @@ def _followers(stack: ExitStack, recipe: Recipe, folder: Path, console: Console,
 
     def close(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         ended = run_folder.read_exit(folder)
-        code = int(ended["code"]) if ended and kind is None else int(ExitCode.FAILED)
+        code = int(ended["code"]) if ended else int(ExitCode.FAILED)
         for tracker in trackers:
             console.say(*tracker.close(code, hurry=kind is not None))
 

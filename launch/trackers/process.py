@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TextIO, cast
 
 from .event_files import EventFiles
+from .redact import redacted
 from .sink import Beginning, Sink
 from .sweep import summary
 from .weights_and_biases import WeightsAndBiases
@@ -61,7 +62,7 @@ def _serve(beginning: Beginning, told: "queue.SimpleQueue[dict[str, Any]]", say:
         sink = SINKS[beginning.tracker](beginning, say)
         while "end" not in (message := told.get()):
             sink.log(message["record"], message["at_s"])
-        sink.finish(summary(beginning.run_folder), int(cast(int, message["end"]["code"])))
+        sink.finish(redacted(summary(beginning.run_folder)), int(cast(int, message["end"]["code"])))
     except Exception as error:  # a library may raise anything, a disk be full
         import traceback
 

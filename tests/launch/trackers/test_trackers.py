@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepladder.launch.errors import UsageError
+from stepladder.launch.console import Console
+from stepladder.launch.errors import ExitCode, UsageError
+from stepladder.launch.failures import written_down
 from stepladder.launch.plan import make_plan
 from stepladder.launch.recipe import read, resolved
+from stepladder.launch.trackers import follow
 from stepladder.launch.trackers.feed import Tracker, beginning_of
 from stepladder.launch.trackers.redact import HIDDEN, redacted
 from stepladder.launch.trackers.sweep import summary
+from stepladder.trainer.checkpoint.errors import CheckpointError
 
 KEY = "0123456789" * 4
 REFUSED = "http://127.0.0.1:9"
@@ -51,10 +56,10 @@ def begin(
     return Tracker(beginning_of(name, table, folder=folder, first_step=first_step, config=config or {}), **how)
 
 
-def run_through(folder: Path, name: str, table: dict[str, Any], **more: Any) -> list[str]:
+def run_through(folder: Path, name: str, table: dict[str, Any], reason: str = "done", **more: Any) -> list[str]:
     """What a tracker has to say of a run with these records."""
     (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in RECORDS))
-    (folder / "exit.json").write_text('{"code": 0, "steps": 4, "reason": "done"}')
+    (folder / "exit.json").write_text(json.dumps({"code": 0, "steps": 4, "reason": reason}))
     tracker = begin(folder, name, table, **more)
     for record in RECORDS:
         tracker.tell(record)
@@ -224,6 +229,44 @@ def test_the_summary_is_swept_from_what_the_run_left(tmp_path: Path) -> None:
     assert found["peak_memory_gib"] == 3.0
     assert (found["best_held_out_loss"], found["best_held_out_step"], found["held_out_loss"]) == (4.0, 2, 4.25)
     assert found["exit_code"] is None
+
+
+def test_trackers_of_a_run_that_fails_see_how_it_ended(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+
+    class Shown:
+        def __init__(self, beginning: Any) -> None:
+            pass
+
+        def close(self, code: int, *, hurry: bool) -> list[str]:
+            shown.append((code, hurry, summary(tmp_path)))
+            return []
+
+    monkeypatch.setattr(follow, "Tracker", Shown)
+    recipe, console = read(str(tiny), ["trackers.tensorboard={}"]), Console(active=True, num_steps=4, first_step=0)
+
+    def fail(error: Exception) -> None:
+        with ExitStack() as stack:
+            follow.metrics_file(stack, recipe, tmp_path, console, 0)
+            with written_down(tmp_path, 0):
+                raise error
+
+    for error, code, reason in (
+        (RuntimeError("torn"), 1, "rank 0: RuntimeError('torn')"),
+        (CheckpointError("no room"), ExitCode.CHECKPOINT, "no room"),
+    ):
+        with pytest.raises(type(error)):
+            fail(error)
+        assert shown.pop() == (code, True, {"exit_code": code, "reason": reason})
+
+
+def test_no_secret_of_an_error_is_in_the_summary(tmp_path: Path) -> None:
+    reason = "cannot fetch https://bob:hunter2pw@store.example/x?token=SEEN123 with hf_ABCDEFGHIJKLMNOPQRSTUV"
+    assert run_through(tmp_path, "tensorboard", {"flush_s": 10}, reason=reason) == []
+    told = events(tmp_path).Tensors("summary")[0].tensor_proto.string_val[0].decode()
+    assert f"cannot fetch https://{HIDDEN}@store.example/x?token={HIDDEN} with {HIDDEN}" in told
 
 
 def test_secrets_and_homes_are_hidden_and_nothing_else_is() -> None:
