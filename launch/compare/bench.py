@@ -8,7 +8,7 @@ being measured again.
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from .page import leave_page
 from .results import ArmResult, Results
 from .rungs import FAILED, NOT_TRIED, REFUSED, Point, Row, Rung, finding_of
 from .segment import Measured, Steps, run_segment
-from .store import KeptCalibration, default_name, write_json
+from .store import KeptCalibration, default_name, read_json, write_json
 
 CANDIDATE = "candidate"
 PILOT = "pilot-"
@@ -254,26 +254,39 @@ def spent_in(segments: Path) -> float:
     return sum(float(json.loads(file.read_text())["seconds"]) for file in segments.glob("[!.]*.json"))
 
 
+def changes_logging(changes: Iterable[str]) -> bool:
+    """Whether one of these `a.b=value` changes how often is logged: what is tried must be in what is measured."""
+    return any(change.split("=")[0] == "run.log_every" for change in changes)
+
+
 def open_bench(kind: str, asked: Asked, told: Mapping[str, Any], tools: Tools) -> Bench:
     """The folder, begun or continued. told: what was declared. Raises: UsageError."""
     path = asked.out or default_name(read(asked.recipe, asked.overrides).name)
     file = path / f"{kind}.json"
     now = json.loads(json.dumps(told))
     if asked.resume:
-        try:
-            begun = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--resume: {path} holds no {kind}; give the folder of one with --out") from error
+        begun = read_json(file)
+        if begun is None:
+            raise UsageError(f"--resume: {path} holds no {kind}; give the folder of one with --out")
         other = [f"{key} was {begun.get(key)}, is {now[key]}" for key in now if begun.get(key) != now[key]]
         if other:
             raise UsageError(f"--resume: {path} holds another {kind} ({'; '.join(other)}); begin a new one")
-    elif path.is_dir() and any(path.glob("*.json")):
-        raise UsageError(f"--out {path}: holds something already; add --resume to continue it, or choose another")
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not asked.resume:
+            _refuse_others(path)
         held = run_folder.lock(path)
         write_json(file, now)
     except OSError as error:
         raise UsageError(f"--out {path}: cannot be written ({error.strerror}); choose another folder") from error
     tools.told.opened(path)
     return Bench(path=path, asked=asked, tools=tools, held=held)
+
+
+def _refuse_others(path: Path) -> None:
+    """Leave a folder as it is that holds anything but what one leaves that was killed at its beginning."""
+    others = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
+    if any(name.endswith(".json") for name in others):
+        raise UsageError(f"--out {path}: holds something already; add --resume to continue it, or choose another")
+    if others:
+        raise UsageError(f"--out {path}: holds other things ({others[0]}); choose a new folder")
