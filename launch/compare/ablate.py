@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..recipe import recipe_hash
 from ..schema import Recipe
 from .arms import BASELINE, ArmSpec, changes_of_table
-from .bench import Bench, Tools, open_bench
+from .bench import Bench, Tools, changes_logging, open_bench
 from .comparison import Asked
 from .declared import machine
 from .experiment import ExperimentError
@@ -155,6 +155,7 @@ def ablate(asked: Asked, rungs: Sequence[Rung] = (), *, tools: Tools | None = No
         raise UsageError(*problems)
     told = {"stack": recipe_hash(stack), "pieces": [[piece.name, list(piece.set)] for piece in pieces]}
     bench = open_bench("ablation", asked, {**told, "guarded": asked.guarded, "machine": machine()}, tools)
+    bench.keep_log_every = changes_logging(change for piece in pieces for change in piece.set)
     try:
         finished = bench.write_stack("finished", stack)
         limits: dict[str, Any] = {"place": "comparison", "left_s": asked.budget_s, "guarded": asked.guarded}

@@ -28,6 +28,7 @@ from .page import leave_page
 from .results import ArmResult, Results
 from .rungs import FAILED, NOT_TRIED, REFUSED, Point, Row, Rung, finding_of
 from .segment import Measured, Steps, run_segment
+from .sound import seconds_in
 from .store import KeptCalibration, default_name, read_json, write_json
 
 CANDIDATE = "candidate"
@@ -251,7 +252,7 @@ def is_faster(arm: ArmResult) -> bool:
 
 def spent_in(segments: Path) -> float:
     """Time of all finished segments of a comparison."""
-    return sum(float(json.loads(file.read_text())["seconds"]) for file in segments.glob("[!.]*.json"))
+    return sum(seconds_in(read_json(file)) for file in segments.glob("[!.]*.json"))
 
 
 def changes_logging(changes: Iterable[str]) -> bool:

@@ -13,7 +13,7 @@ from ..plan import plan_here
 from ..recipe import recipe_hash
 from ..schema import Recipe
 from .arms import ArmSpec
-from .bench import Bench, Tools, open_bench
+from .bench import Bench, Tools, changes_logging, open_bench
 from .comparison import Asked
 from .declared import machine
 from .equal_tokens import completed, parse_axis
@@ -83,6 +83,7 @@ def measure_grid(asked: Asked, axes: Mapping[str, Sequence[str]], *, tools: Tool
         raise UsageError(*problems)
     told = {"recipe": recipe_hash(base), "keys": {key: list(values) for key, values in axes.items()}}
     bench = open_bench("grid", asked, {**told, "guarded": asked.guarded, "machine": machine()}, tools)
+    bench.keep_log_every = changes_logging(axes)
     try:
         return _measured(bench, base, axes)
     finally:

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..recipe import recipe_hash
 from .ablate import LeftOut, leave_one_out
 from .arms import NAME, ArmSpec
-from .bench import Bench, Tools, Tried, open_bench
+from .bench import Bench, Tools, Tried, changes_logging, open_bench
 from .comparison import Asked
 from .declared import machine
 from .rungs import Multiplier, Point, Row, Rung, finding_of, product
@@ -46,7 +46,7 @@ def climb_ladder(asked: Asked, rungs: Sequence[Rung], *, tools: Tools | None = N
     tools = tools or Tools()
     check(asked, rungs, tools)
     bench = open_bench("ladder", asked, _declared(asked, rungs, tools), tools)
-    bench.keep_log_every = any(change.startswith("run.log_every") for rung in rungs for change in rung.set)
+    bench.keep_log_every = changes_logging(change for rung in rungs for change in rung.set)
     try:
         return _climbed(bench, rungs)
     finally:

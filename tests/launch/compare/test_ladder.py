@@ -20,6 +20,7 @@ from stepladder.launch.compare.ladder import Ladder, climb_ladder
 from stepladder.launch.compare.ladder_file import parse_rung, read_ladder
 from stepladder.launch.compare.ladder_text import ablation_table, grid_table, ladder_table
 from stepladder.launch.compare.rungs import Multiplier
+from stepladder.launch.compare.segment import measured_recipe
 from stepladder.launch.errors import UsageError
 from stepladder.launch.plan import make_plan
 from stepladder.launch.recipe import read
@@ -327,3 +328,19 @@ def test_a_grid_of_nothing_that_can_run_says_so(asked: Asked) -> None:
     with pytest.raises(UsageError) as caught:
         measure_grid(asked, axes, tools=tools(Landscape(step_s)))
     assert caught.value.problems[0] == "--grid: no combination can be measured"
+
+
+def test_what_is_logged_is_measured_where_it_is_tried(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments log at their end alone, but where that would measure something else than what an arm says."""
+    machine = Landscape(lambda recipe: 0.15 if recipe.run.log_every == 1 else 0.1)
+
+    def segment(arm: Any, folder: Path, steps: Any, *, keep_log_every: bool, num_ranks: Any, timeout_s: Any) -> Any:
+        recipe = measured_recipe(arm.recipe, num_steps=steps.num_steps, keep_log_every=keep_log_every)
+        return machine(replace(arm, plan=replace(arm.plan, recipe=recipe)), folder, steps, timeout_s=timeout_s)
+
+    monkeypatch.setattr("stepladder.launch.compare.bench.run_segment", segment)
+    plan = Tools(guard=Judge(), make_plan=partial(make_plan, num_gpus=0))
+    grid = measure_grid(asked, parse_grid(["run.log_every=1,5"]), tools=plan)
+    assert [row.verdict for row in grid.rows] == ["the recipe", "faster"]
+    slow = replace(asked, out=asked.out and asked.out.with_name("pieces"), overrides=("run.log_every=1",))
+    assert ablate(slow, (parse_rung("quiet=run.log_every=50"),), tools=plan).pieces[0].verdict == "slower"
