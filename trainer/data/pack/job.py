@@ -5,6 +5,7 @@ Pieces follow from the sources, a part from its piece and the tokenizer, and par
 pieces. So neither the number of processes nor a restart changes a byte.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -52,42 +53,78 @@ def pack(packing: Packing, out: Path, *, workers: int = 1, look: Look = lambda p
     """
     pieces = pieces_of(packing.sources, packing.reading, packing.format)
     wanted = fingerprint_of([asdict(packing) | BEARABLE, _identity(pieces, packing)])
-    if (out / INDEX).is_file():
-        index = read_index(out)
-        if index.made_from.get("packing") == wanted:
-            return index
-        raise DataError(f"--out {out}: holds tokens that were packed from something else; choose another folder")
-    parts = out / ".parts"
     try:
-        _begin(out, parts, wanted)
-        tokenizer = _tokenizer(packing, pieces, out)
-        width = width_of(tokenizer.num_ids)
-        job: dict[str, Any] = {
-            "packing": asdict(packing) | {"tokenizer": str(out / TOKENIZER) if tokenizer.name != "bytes" else "bytes"},
-            "pieces": [asdict(piece) for piece in pieces],
-            "width": width,
-        }
-        publish(parts / "job.json", json.dumps(job))
-        _make_parts(parts, pieces, packing, workers, look)
-        paths = [part_path(parts, i) for i in range(len(pieces))]
-        made = assemble(out, paths, width=width, held_out=packing.held_out)
-        _within_budget(packing, made.num_skipped, made.first_skipped)
-        index = Index(
-            width=width,
-            num_ids=tokenizer.num_ids,
-            end_id=tokenizer.end_id,
-            tokenizer=tokenizer.fingerprint,
-            made_from={"packing": wanted, "sources": list(packing.sources), "tokenizer": packing.tokenizer},
-            num_empty=made.num_empty,
-            num_skipped=made.num_skipped,
-            first_skipped=made.first_skipped,
-            splits=made.splits,
-        )
-        index.write(out)
+        if (index := _finished(out, wanted)) is None:
+            out.mkdir(parents=True, exist_ok=True)
+            with _alone(out):
+                index = _finished(out, wanted) or _filled(packing, pieces, wanted, out, workers, look)
     except OSError as error:
         raise DataError(
             f"--out {out}: cannot be written ({error.strerror or error}); free space or change it"
         ) from error
+    return index
+
+
+def _finished(out: Path, wanted: str) -> Index | None:
+    """What a folder holds already; None if it is not finished. Raises: DataError if that is something else."""
+    if not (out / INDEX).is_file():
+        return None
+    index = read_index(out)
+    if index.made_from.get("packing") == wanted:
+        return index
+    raise DataError(f"--out {out}: holds tokens that were packed from something else; choose another folder")
+
+
+@contextmanager
+def _alone(out: Path) -> Generator[None]:
+    """Hold the folder itself, which leaves no file behind and ends with the process. Raises: DataError if it is held.
+
+    A file system that cannot lock a folder lets everyone in.
+    """
+    held = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise DataError(
+            f"--out {out}: another packing is at work there; wait until it is done, or choose another folder"
+        ) from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def _filled(packing: Packing, pieces: list[Piece], wanted: str, out: Path, workers: int, look: Look) -> Index:
+    """Raises: DataError, OSError."""
+    parts = out / ".parts"
+    _begin(out, parts, wanted)
+    tokenizer = _tokenizer(packing, pieces, out)
+    width = width_of(tokenizer.num_ids)
+    job: dict[str, Any] = {
+        "packing": asdict(packing) | {"tokenizer": str(out / TOKENIZER) if tokenizer.name != "bytes" else "bytes"},
+        "pieces": [asdict(piece) for piece in pieces],
+        "width": width,
+    }
+    publish(parts / "job.json", json.dumps(job))
+    _make_parts(parts, pieces, packing, workers, look)
+    paths = [part_path(parts, i) for i in range(len(pieces))]
+    made = assemble(out, paths, width=width, held_out=packing.held_out)
+    _within_budget(packing, made.num_skipped, made.first_skipped)
+    index = Index(
+        width=width,
+        num_ids=tokenizer.num_ids,
+        end_id=tokenizer.end_id,
+        tokenizer=tokenizer.fingerprint,
+        made_from={"packing": wanted, "sources": list(packing.sources), "tokenizer": packing.tokenizer},
+        num_empty=made.num_empty,
+        num_skipped=made.num_skipped,
+        first_skipped=made.first_skipped,
+        splits=made.splits,
+    )
+    index.write(out)
     shutil.rmtree(parts, ignore_errors=True)
     return index
 

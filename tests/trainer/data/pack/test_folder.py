@@ -78,3 +78,22 @@ def test_an_id_that_the_index_does_not_know_names_its_file(layout: Layout, packe
     damaged = open_folder(packed, "train", 32, layout)
     with pytest.raises(DataError, match=r"train\.tokens: is damaged: it holds the id 200, but its index knows 200"):
         damaged.__getitems__(range(len(damaged)))
+
+
+def test_a_second_packing_into_a_folder_keeps_away_from_the_first(tmp_path: Path) -> None:
+    texts, out = tmp_path / "texts.txt", tmp_path / "out"
+    texts.write_text("some words\n" * 100)
+    packing = Packing(sources=(str(texts),))
+    said: list[str] = []
+
+    def second(progress: job.Progress) -> None:
+        with pytest.raises(DataError) as caught:
+            job.pack(packing, out)
+        said.append(str(caught.value))
+
+    first = job.pack(packing, out, look=second)
+    assert said == [f"--out {out}: another packing is at work there; wait until it is done, or choose another folder"]
+    assert job.pack(packing, out) == first == job.pack(packing, tmp_path / "alone")
+    names = [sorted(path.name for path in each.iterdir()) for each in (out, tmp_path / "alone")]
+    assert names[0] == names[1]
+    assert [(out / name).read_bytes() for name in names[0]] == [(tmp_path / "alone" / n).read_bytes() for n in names[1]]
