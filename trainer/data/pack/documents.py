@@ -94,10 +94,12 @@ def _lines(piece: Piece, reading: Reading) -> Iterator[Document | Bad]:
         text = row.said if isinstance(row, Bad) else row.get(reading.column)
         if isinstance(row, Bad):
             yield row
-        elif isinstance(text, str):
-            yield Document(name="", text=text)
-        else:
+        elif not isinstance(text, str):
             yield Bad(f"{where()}: {_no_text(row, reading.column)}")
+        elif lone := _lone_half(text):
+            yield Bad(f"{where()}: {reading.column!r} holds {lone}")
+        else:
+            yield Document(name="", text=text)
 
 
 def _chats(piece: Piece, reading: Reading) -> Iterator[Document | Bad]:
@@ -120,12 +122,23 @@ def _messages(row: dict[str, Any], column: str) -> tuple[tuple[str, str], ...] |
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not isinstance(content, str):
             return f"message {number} has no role and content that are texts"
+        if lone := _lone_half(content):
+            return f"message {number} holds {lone}"
         if not role.isidentifier():  # it goes into the template, where special tokens are meant
             return f"message {number} has the role {role[:40]!r}; use a word"
         found.append((role, content))
     if not any(role == "assistant" for role, _ in found):
         return "no message is the assistant's, so there is nothing to learn"
     return tuple(found)
+
+
+def _lone_half(text: str) -> str:
+    """What JSON can say and no UTF-8: half of a surrogate pair, and where it is; empty if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a character, \\u{ord(text[error.start]):04x}, behind {error.start:,} others; write it whole"
+    return ""
 
 
 def _json_rows(piece: Piece) -> Iterator[tuple[Callable[[], str], dict[str, Any] | Bad]]:
