@@ -1,5 +1,6 @@
 """The loop of the climber: look, propose, try one, keep or revert, until nothing is worth its cost."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -158,9 +159,10 @@ class Climber:
         """Profile the stack, unless that was done."""
         name = f"{len(self.notebook.kept):02d}"
         folder, file = self.bench.path / "profiles" / name, self.bench.path / "profiles" / f"{name}.json"
-        if told := read_json(file):
-            self.profile = Profile.from_json(told)
-            return
+        with contextlib.suppress(LookupError, TypeError, ValueError):  # a damaged profile is taken again
+            if told := read_json(file):
+                self.profile = Profile.from_json(told)
+                return
         began_s = self.clock()
         self.profile = self.take_profile(self._arm(self.stack), folder)
         self.notebook.preparation_s += self.clock() - began_s

@@ -1,5 +1,6 @@
 """The lab notebook: what was thought, why, what was changed and what came of it; for people and for programs."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,9 +46,11 @@ class Notebook:
 
     def load(self) -> None:
         """Take up what an interrupted climb has left."""
-        if told := read_json(self.path / "notebook.json"):
-            self.steps = [Step.from_json(each) for each in told["steps"]]
-            self.preparation_s = float(told["preparation_s"])
+        told = read_json(self.path / "notebook.json")
+        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):  # damaged: gone through again
+            if told:
+                steps, preparation_s = [Step.from_json(each) for each in told["steps"]], float(told["preparation_s"])
+                self.steps, self.preparation_s = steps, preparation_s
 
     def write(self, told: Mapping[str, Any]) -> None:
         """Leave both forms. told: what the results hold beside the steps."""

@@ -1,6 +1,5 @@
 """Single segments: the first look at a change, which a comparison then takes for its pilot."""
 
-import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from ..compare.declared import Declared
 from ..compare.estimate import MIN_WARMUP_STEPS
 from ..compare.experiment import Measure
 from ..compare.segment import Measured, Steps
-from ..compare.store import write_json
+from ..compare.sound import seconds_in
+from ..compare.store import read_json, write_json
 from ..compare.workload import measured_part
 from ..recipe import recipe_hash
 from ..schema import Recipe
@@ -42,8 +42,8 @@ class Screens:
         for file in sorted(self.path.glob("[!.]*.json")):
             if file.stem.endswith(_BESIDE):
                 continue
-            told = json.loads(file.read_text())
-            self.known[told["recipe"]] = Measured.from_json(told["measured"])
+            if found := _read(file):
+                self.known[found[0]] = found[1]
 
     def get(self, name: str, arm: Arm, *, stack: Measured | None = None) -> Measured:
         """The segment of a recipe, measured now unless it is known. stack: of what the recipe is a change of."""
@@ -67,8 +67,8 @@ class Screens:
     def _run(self, name: str, arm: Arm, stack: Measured | None) -> Measured:
         """The segment of this name: the one on disk, or measured now."""
         file = self.path / f"{name}.json"
-        if file.is_file():
-            return Measured.from_json(json.loads(file.read_text())["measured"])
+        if kept := _read(file):
+            return kept[1]
         timeout_s = patience_s(stack.seconds) if stack else None
         found = self.measure(arm, self.path / name, self._steps(stack), timeout_s=timeout_s)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class Screens:
     def cost_s(self, name: str) -> float:
         """What the segment of this name took; nothing if its recipe was known."""
         files = [self.path / f"{name}{suffix}.json" for suffix in ("", _WARM, _BESIDE)]
-        return sum(float(json.loads(file.read_text())["measured"]["seconds"]) for file in files if file.is_file())
+        return sum(seconds_in((read_json(file) or {}).get("measured")) for file in files)
 
     @property
     def spent_s(self) -> float:
@@ -108,4 +108,13 @@ class Screens:
 def spent_beyond_pilots(segments: Path) -> float:
     """Time of the segments of a comparison but for its pilots, which are screens."""
     files = (file for file in segments.glob("[!.]*.json") if not file.name.startswith(PILOT))
-    return sum(float(json.loads(file.read_text())["seconds"]) for file in files)
+    return sum(seconds_in(read_json(file)) for file in files)
+
+
+def _read(file: Path) -> tuple[str, Measured] | None:
+    """The recipe's key and its segment; None if there is none, or it is damaged, so that it is measured again."""
+    try:
+        told = read_json(file) or {}
+        return str(told["recipe"]), Measured.from_json(told["measured"])
+    except (LookupError, TypeError, ValueError):
+        return None

@@ -17,6 +17,7 @@ from ..schema import Recipe
 from .arms import Arm
 from .estimate import Segment, summarise
 from .process import Ended, run_recipe
+from .sound import is_count, is_number, is_time
 from .workload import measured_part
 
 _NO_MEMORY = ("out of memory", "outofmemoryerror", "defaultcpuallocator", "cannot allocate memory")
@@ -70,15 +71,41 @@ class Measured:
 
     @staticmethod
     def from_json(told: Mapping[str, Any]) -> "Measured":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`. Raises: LookupError, TypeError, ValueError if it is damaged."""
         segment, times = told["segment"], told["times"]
         values: dict[str, Any] = dict(told)
-        if segment:
+        if segment is not None:
             values["segment"] = Segment(**segment)
-        if times:
-            lists = {key: tuple(map(float, times[key])) for key in ("step_s", "losses")}
+        if times is not None:
+            lists = {key: tuple(times[key]) for key in ("step_s", "losses")}
             values["times"] = StepTimes(**times | lists)
-        return Measured(**values)
+        found = Measured(**values)
+        if not _is_sound(found):
+            raise ValueError(f"segment of {found.arm!r}: holds values that none can have")
+        return found
+
+
+def _is_sound(found: Measured) -> bool:
+    """Whether a segment can have been measured, or have failed, like that."""
+    segment, times = found.segment, found.times
+    whole = isinstance(found.arm, str) and is_time(found.seconds)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if found.failure is not None or segment is None or times is None:
+        return whole and isinstance(found.failure, str) and segment is None and times is None
+    return (
+        whole
+        and is_number(segment.median_s, above=0)
+        and is_number(segment.p95_s, above=0)
+        and is_count(segment.num_steps, 1)
+        and is_count(segment.num_warmup_steps)
+        and bool(times.step_s)
+        and all(map(is_time, times.step_s))
+        and all(map(is_number, (*times.losses, times.began_at)))
+        and all(map(is_time, (times.memory_gib, times.waited_s, times.flops_per_token)))
+        and is_count(times.num_ranks, 1)
+        and is_count(times.tokens_per_step, 1)
+        and (times.peak_flops is None or is_number(times.peak_flops, above=0))
+        and (found.startup_s is None or is_number(found.startup_s))
+    )
 
 
 def measured_recipe(recipe: Recipe, *, num_steps: int, keep_log_every: bool) -> Recipe:

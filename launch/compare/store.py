@@ -21,6 +21,8 @@ from .declared import Declared, differences
 from .design import Slot
 from .estimate import Estimate
 from .segment import Measured
+from .sequential import MIN_PAIRS
+from .sound import is_count, is_number, is_time
 
 EXPERIMENT = "experiment.json"
 RESULTS = "results.json"
@@ -143,8 +145,10 @@ class Store:
         write_json(self.path / RESULTS, results)
 
     def read_results(self) -> dict[str, Any] | None:
-        """What `write_results` has left, if it has."""
-        return read_json(self.path / RESULTS)
+        """What `write_results` has left, if it has; it is made again if it is damaged."""
+        told = read_json(self.path / RESULTS) or {}
+        budget_s = told.get("budget_s", "")
+        return told if budget_s is None or is_number(budget_s, above=0) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +191,30 @@ class KeptCalibration:
             calibration["estimate"] = Estimate(**estimate)
         values: dict[str, Any] = dict(told)
         values["calibration"] = Calibration(**calibration)
-        return KeptCalibration(**values)
+        found = KeptCalibration(**values)
+        return found if found.is_sound else None
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can have been measured like that."""
+        own, estimate = self.calibration, self.calibration.estimate
+        return (
+            is_number(own.pair_sd, above=0)
+            and is_count(own.num_pairs, MIN_PAIRS)
+            and isinstance(own.source, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+            and is_count(self.window, 1)
+            and is_time(self.segment_s)
+            and bool(datetime.date.fromisoformat(self.measured_on))
+            and (
+                estimate is None
+                or (
+                    all(is_number(each, above=0) for each in (estimate.ratio, estimate.low, estimate.high))
+                    and is_time(estimate.p_value)
+                    and is_count(estimate.num_pairs, 1)
+                    and (estimate.bootstrap is None or all(map(is_number, estimate.bootstrap)))
+                )
+            )
+        )
 
 
 def all_places(names: Sequence[str], declared: Declared) -> list[Place]:

@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import json
+import math
 import os
 import random
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from stepladder.launch.compare.experiment import Told
 from stepladder.launch.compare.process import Ended
 from stepladder.launch.compare.progress import Progress
 from stepladder.launch.compare.results import Results
-from stepladder.launch.compare.segment import Steps, run_segment
+from stepladder.launch.compare.segment import Measured, Steps, run_segment
 from stepladder.launch.compare.store import KeptCalibration, Place, Store
 from stepladder.launch.errors import ExitCode, UsageError
 from stepladder.launch.plan import make_plan
@@ -191,6 +192,68 @@ def test_a_damaged_segment_is_measured_again(run: Run, tmp_path: Path, text: str
     run(second, resume=True)
     assert any(place.endswith("pair-000-fast") for place in second.order)
     assert not any(place.endswith("pair-000-baseline") for place in second.order)
+
+
+IMPOSSIBLE = [None, "x", -1, math.nan, math.inf, 10**400, []]
+"""Where a number belongs that was measured."""
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        (("seconds",), IMPOSSIBLE),
+        (("segment", "median_s"), [*IMPOSSIBLE, 0]),
+        (("times", "tokens_per_step"), [*IMPOSSIBLE, 0, 0.5]),
+        (("times", "step_s"), [*IMPOSSIBLE, ["x"]]),
+        (("segment",), [*IMPOSSIBLE]),
+        (("failure",), ["crash", 3]),
+    ],
+)
+def test_a_segment_that_none_can_be_is_not_believed(
+    run: Run, tmp_path: Path, keys: tuple[str, ...], values: list[Any]
+) -> None:
+    with pytest.raises(Killed):
+        run(Landscape(step_s, kill_at=12))
+    text = (tmp_path / "out" / "segments" / "pair-000-fast.json").read_text()
+    Measured.from_json(json.loads(text))
+    for value in values:
+        with pytest.raises((LookupError, TypeError, ValueError)):
+            Measured.from_json(changed(text, keys, value))
+
+
+def test_a_noise_floor_that_none_can_be_is_measured_anew(run: Run, tmp_path: Path) -> None:
+    run(Landscape(step_s))
+    file = tmp_path / "out" / "calibration.json"
+    text = file.read_text()
+    assert KeptCalibration.read(file) is not None
+    for key in (("calibration", "pair_sd"), ("calibration", "num_pairs"), ("window",), ("segment_s",)):
+        for value in IMPOSSIBLE if key == ("segment_s",) else [*IMPOSSIBLE, 0]:
+            file.write_text(json.dumps(changed(text, key, value)))
+            assert KeptCalibration.read(file) is None, (key, value)
+    for key in (("calibration", "estimate"), ("calibration", "source"), ("measured_on",)):
+        file.write_text(json.dumps(changed(text, key, 3)))
+        assert KeptCalibration.read(file) is None, key
+
+
+def changed(text: str, keys: tuple[str, ...], value: Any) -> Any:
+    """What a file holds, with another value in one place."""
+    told = place = json.loads(text)
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    return told
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[]", "{", '{"budget_s": "x"}'])
+def test_damaged_results_are_made_again(run: Run, tmp_path: Path, text: str) -> None:
+    first = run(Landscape(step_s))
+    file = tmp_path / "out" / "results.json"
+    before = json.loads(file.read_text())
+    file.write_text(text)
+    again = Landscape(step_s)
+    assert run(again, resume=True).arms[1].verdict == first.arms[1].verdict
+    assert again.order == []
+    assert json.loads(file.read_text())["arms"] == before["arms"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"measured_on": 3}', '{"measured_on": "2999-01-01"}'])

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from landscape import Judge, Landscape
+from landscape import Judge, Killed, Landscape
 
+from stepladder.launch.climb.notebook import Notebook
+from stepladder.launch.climb.screening import Screens
+from stepladder.launch.compare.arms import Arm
 from stepladder.launch.compare.bench import Tools
 from stepladder.launch.compare.comparison import Asked
 from stepladder.launch.compare.declared import Declared
@@ -16,6 +19,7 @@ from stepladder.launch.compare.ladder import Ladder, climb_ladder
 from stepladder.launch.compare.ladder_file import parse_rung
 from stepladder.launch.errors import UsageError
 from stepladder.launch.plan import make_plan
+from stepladder.launch.recipe import read
 from stepladder.launch.schema import Recipe
 
 RUNG = "collect=run.gc_every=1"
@@ -60,3 +64,47 @@ def test_what_was_killed_at_its_beginning_can_begin(climb: Climb, tmp_path: Path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".lock").touch()
     assert climb(Landscape(step_s)).final is not None
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", "3"])
+def test_a_damaged_ladder_is_one_sentence(climb: Climb, tmp_path: Path, text: str) -> None:
+    with pytest.raises(Killed):
+        climb(Landscape(step_s, kill_at=3))
+    (tmp_path / "out" / "ladder.json").write_text(text)
+    with pytest.raises(UsageError, match=r"^--resume: .*(holds no ladder|holds another ladder)"):
+        climb(Landscape(step_s), resume=True)
+
+
+def test_foreign_and_damaged_files_in_a_rung_change_nothing(climb: Climb, tmp_path: Path) -> None:
+    first = climb(Landscape(step_s))
+    rung = tmp_path / "out" / "rungs" / "01-collect"
+    (rung / "segments" / "notes.json").write_text('{"a": 1}')
+    (rung / "segments" / "pair-000-candidate.json").write_text('{"arm": "cand')
+    for text in ('{"a": 1}', "[]", '{"budget_s": "x"}'):
+        (rung / "results.json").write_text(text)
+        again = Landscape(step_s)
+        assert climb(again, resume=True).rungs == first.rungs
+    assert again.order == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rec', '{"recipe": 1, "measured": {"seconds": null}}'])
+def test_a_damaged_screen_is_measured_again(tmp_path: Path, tiny: Path, text: str) -> None:
+    arm = Arm(name="candidate", plan=make_plan(read(str(tiny)), num_gpus=0))
+    first = Screens(path=tmp_path / "out" / "screens", declared=Declared(), measure=Landscape(step_s))
+    found = first.get("stack-00-0", arm)
+    (tmp_path / "out" / "screens" / "stack-00-0.json").write_text(text)
+    again = Landscape(step_s)
+    screens = Screens(path=first.path, declared=Declared(), measure=again)
+    screens.load()
+    assert screens.known == {}
+    assert (screens.spent_s, screens.cost_s("stack-00-0")) == (0.0, 0.0)
+    assert screens.get("stack-00-0", arm) == found
+    assert again.order == ["out/screens/stack-00-0"]
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"steps": [{}], "preparation_s": 1}', '{"steps": 1}'])
+def test_a_damaged_notebook_is_begun_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "notebook.json").write_text(text)
+    notebook = Notebook(path=tmp_path)
+    notebook.load()
+    assert (notebook.steps, notebook.preparation_s) == ([], 0.0)
