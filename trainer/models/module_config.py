@@ -83,14 +83,18 @@ class ModuleConfig:
 
     def loss(self) -> "Callable[[Tensor, Batch], Tensor]":
         """The file's loss, or what the model itself returns, as a sum."""
+        import torch
+
         own: Callable[[Tensor, Batch], Tensor] | None = getattr(load(self.file), "loss", None)
         is_mean, file = self.reduction == "mean", self.file
+        what = "loss() returns" if own else "there is no loss(), and the model returns"
 
         def summed(output: "Tensor", batch: "Batch") -> "Tensor":
             value = output if own is None else own(output, batch)
             if getattr(value, "ndim", None) != 0:
-                what = "loss() returns" if own else "there is no loss(), and the model returns"
                 raise OwnFileError(f"{file}: {what} no single number; return a tensor without dimensions")
+            if torch.is_grad_enabled() and not value.requires_grad:
+                raise OwnFileError(f"{file}: {what} a number without gradients; compute it from the model's output")
             return value * (batch.labels != -100).sum() if is_mean else value
 
         return summed

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 from plain_loop import by_hand, by_trainer, largest_difference, recipe_tree
 from torch import Tensor, nn
 
 from stepladder.launch.recipe import parse
+from stepladder.strategies.base import Batch
 from stepladder.strategies.materialise import build_whole
 from stepladder.trainer.data.errors import DataError
 from stepladder.trainer.data.module_config import ModuleData
@@ -238,6 +240,27 @@ def test_data_that_cannot_be_had_are_told_with_file_and_sample(
 
     assert expected in str(refused.value)
     assert "__getitem__" not in expected or "(samples 3, 5)" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [("output.sum().detach()", "a number without gradients"), ("output", "no single number"), ("3.0", "no single")],
+)
+def test_a_loss_that_nothing_can_be_learnt_from_is_one_sentence(returned: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(FILE.replace("return F.mse_loss(", f"return {returned}\n    return F.mse_loss("))
+    config = ModuleConfig(file=str(path))
+    output, batch = config.build()(torch.ones(2, 8)), Batch(torch.ones(2, 8), torch.ones(2))
+
+    with pytest.raises(OwnFileError, match=rf"net.py: loss\(\) returns {expected}"):
+        config.loss()(output, batch)
+
+
+def test_a_loss_without_gradients_is_fine_where_nothing_is_learnt(file: str) -> None:
+    config = ModuleConfig(file=file)
+    with torch.no_grad():
+        value = config.loss()(config.build()(torch.ones(2, 8)), Batch(torch.ones(2, 8), torch.ones(2)))
+    assert value.ndim == 0
 
 
 def test_a_loss_that_leaves_with_code_0_is_a_run_that_failed(tmp_path: Path, stepladder: Any) -> None:
