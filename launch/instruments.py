@@ -92,7 +92,7 @@ def write_step_times(
     if ranks.rank:
         return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    losses = [total / tokens for total, tokens in zip(totals, clock.num_tokens(), strict=True)]
+    losses = [total / max(1.0, tokens) for total, tokens in zip(totals, clock.num_tokens(), strict=True)]
     told = StepTimes(
         step_s=tuple(max(each) for each in zip(*(times for times, _ in everywhere), strict=True)),
         losses=tuple(losses),

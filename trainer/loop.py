@@ -94,7 +94,7 @@ def train(
             host_batches = feed.wait()
         with mark(Span.HOST_TO_DEVICE):
             microbatches, num_tokens = feed.to_device(host_batches)
-        loss_sum = program.forward_backward(program, microbatches, divisor / num_tokens, mark)
+        loss_sum = program.forward_backward(program, microbatches, divisor / _at_least_one(num_tokens), mark)
         for finish in program.after_backward:
             finish()
         with mark(Span.CLIP):
@@ -118,3 +118,8 @@ def train(
         if stop:
             return done
     return num_steps
+
+
+def _at_least_one(num_tokens: "float | Tensor") -> "float | Tensor":
+    """Where no label of a step counts the sum of losses is 0, and 0 divided by 0 would end up in every weight."""
+    return max(1.0, num_tokens) if isinstance(num_tokens, int | float) else num_tokens.clamp(min=1)

@@ -7,6 +7,7 @@ table has no MFU: a guess would be worse than nothing.
 """
 
 import json
+import math
 import re
 import sys
 import time
@@ -56,7 +57,7 @@ class Record:
 
     step: int
     loss: float
-    """Nats a token in this step, over all ranks."""
+    """Nats a token in this step, over all ranks; NaN if none of its labels counts."""
     grad_norm: float | None
     learning_rate: float
     tokens_seen: int
@@ -166,7 +167,7 @@ class Meter:
         self.write(
             Record(
                 step=result.step,
-                loss=total / float(result.num_tokens),
+                loss=total / num_tokens if (num_tokens := float(result.num_tokens)) else math.nan,
                 grad_norm=None if result.grad_norm is None else float(whole_norm(result.grad_norm)),
                 learning_rate=result.learning_rate,
                 tokens_seen=result.step * self.tokens_per_step,

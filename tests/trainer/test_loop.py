@@ -192,3 +192,13 @@ def test_only_the_last_microbatch_is_told_that_it_is(run: Run) -> None:
 
     run(2, before_microbatch=before)
     assert told == [False, True] * 2
+
+
+@pytest.mark.parametrize("none", [0.0, torch.tensor(0.0)])
+def test_a_step_without_a_label_that_counts_leaves_the_weights_finite(
+    none: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnesFeed, "to_device", lambda feed, batches: StepData(batches, none))
+    _, results, _, program = run(2, loss=lambda output, batch: 0 * output.sum())
+    assert [float(p.detach()) for p in program.model.parameters()] == [0.0]
+    assert [float(result.num_tokens) for result in results] == [0.0, 0.0]

@@ -1,6 +1,7 @@
 """What a log line says, computed by hand with a clock that is told."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,12 @@ def test_host_memory_is_that_of_this_process() -> None:
         pytest.skip("needs /proc")
     kib = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     assert host_memory_gib() == pytest.approx(kib / 2**20, rel=0.05)
+
+
+def test_a_step_without_a_label_that_counts_has_no_loss(clock: Clock, meter: Callable[..., Meter]) -> None:
+    written: list[Record] = []
+    measured = meter(write=written.append)
+    measured.start()
+    clock.now = 110.0
+    measured.look(StepResult(1, torch.tensor(0.0), torch.tensor(0.0), None, 1e-3))
+    assert math.isnan(written[0].loss)
