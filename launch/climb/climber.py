@@ -9,6 +9,7 @@ from typing import Any
 
 from ..compare.arms import Arm, ArmSpec
 from ..compare.bench import CANDIDATE, Bench
+from ..compare.budget import too_short_to_climb
 from ..compare.equal_tokens import MICROBATCH, key_of, resized
 from ..compare.experiment import ExperimentError
 from ..compare.ladder import cumulated, whole_stack
@@ -171,7 +172,7 @@ class Climber:
         self.bench.tools.told.say(f"profile {name}: {self.profile.note or self.profile.bottleneck}")
 
     def _choose(self) -> tuple[Proposal | None, str]:
-        """The change to be tried next; or none, and why the climb ends."""
+        """The change to be tried next; or none, and why the climb ends. Raises: UsageError if none could be tried."""
         asked = self.bench.asked
         stack = self._segment_of_stack()
         situation = Situation(
@@ -188,7 +189,7 @@ class Climber:
         )
         found = proposals(situation, lambda changes: self.plan_of(self.stack, changes))
         left_s = (asked.budget_s or 0.0) - self.notebook.spent_s - self._reserve_s
-        beyond = False
+        beyond_s: list[float] = []
         for each in found:
             if each.bound < asked.declared.protocol.margin:
                 continue
@@ -196,9 +197,13 @@ class Climber:
                 continue
             if each.estimated_s <= left_s:
                 return each, ""
-            beyond = True
-        if beyond:
-            return None, f"the budget of {asked.budget_s or 0:.0f} s is spent, but for the final comparison"
+            beyond_s.append(each.estimated_s)
+        if beyond_s:
+            whole_s, least_s = asked.budget_s or 0.0, min(beyond_s)
+            if not self.notebook.steps:
+                raise too_short_to_climb(whole_s, least_s, whole_s - left_s + least_s)
+            left = f"{max(0.0, left_s):.0f} s are left beside the final comparison"
+            return None, f"the budget of {whole_s:.0f} s is spent: {left}, and the next change takes {least_s:.0f} s"
         return None, "no further proposal is worth its cost"
 
     @property

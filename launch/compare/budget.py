@@ -31,3 +31,11 @@ def too_short(budget_s: float, pair_s: float, said: str, needed_s: float) -> Usa
         f"--budget {budget_s:.0f}s: shorter than one pair; {said} {pair_s:.0f} s here, and a verdict needs {MIN_PAIRS}"
         f"; give {math.ceil(_RESERVE * needed_s)}s at least"
     )
+
+
+def too_short_to_climb(budget_s: float, change_s: float, needed_s: float) -> UsageError:
+    """The refusal of a budget that allows not one change."""
+    return UsageError(
+        f"--budget {budget_s:.0f}s: too short to try one change; that takes {change_s:.0f} s here, beside what was "
+        f"measured already and the final comparison; give {math.ceil(_RESERVE * needed_s)}s at least"
+    )

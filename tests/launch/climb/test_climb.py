@@ -290,6 +290,14 @@ def test_the_budget_ends_a_climb_with_what_is_won(call: Call) -> None:
     assert read(str(found.recipe))
 
 
+@pytest.mark.parametrize("budget_s", [1e-9, 10.0, 60.0])
+def test_a_budget_that_allows_no_change_is_refused_with_one_that_does(call: Call, budget_s: float) -> None:
+    with pytest.raises(UsageError, match=r"^--budget \d+s: too short to try one change; ") as caught:
+        call(Landscape(step_s), budget_s=budget_s)
+    enough_s = float(caught.value.problems[0].rpartition("give ")[2].removesuffix("s at least"))
+    assert call(Landscape(step_s), budget_s=enough_s, resume=True).steps
+
+
 def test_a_climb_can_be_confined_to_some_keys(call: Call) -> None:
     found = call(Landscape(step_s), overrides=SLOWEST, only=("batch.microbatch_size", "strategies.adamw"))
     tables = {change.partition("=")[0] for step in found.steps for change in step.set}
