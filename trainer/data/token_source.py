@@ -113,7 +113,8 @@ class TokenDocuments:
     def describe(self) -> str:
         """For whoever inspects."""
         plan = self._plan
-        return f"{len(plan.starts):,} pieces of documents, {100 * plan.waste:.2f} % of the positions empty"
+        left_out = f", {plan.num_left_out:,} left out with nothing to learn in them" if plan.num_left_out else ""
+        return f"{len(plan.starts):,} pieces of documents, {100 * plan.waste:.2f} % of the positions empty{left_out}"
 
 
 def _see_ids(inputs: Any, labels: Any, tokens: Any, known: int) -> None:
@@ -136,7 +137,9 @@ def open_folder(folder: "Path", split: str, sequence_length: int, layout: "Layou
     if layout == "split":
         source = TokenWindows(tokens, counts, sequence_length, fingerprint, known)
     else:
-        plan = (best_fit if layout == "best_fit" else truncated)(offsets_of(folder, index, split), sequence_length)
+        lay_out = best_fit if layout == "best_fit" else truncated
+        plan = lay_out(offsets_of(folder, index, split), sequence_length, counts)
+        fingerprint += f"-{plan.num_left_out}" if plan.num_left_out else ""
         alone = layout == "truncate"
         source = TokenDocuments(
             tokens, counts, plan, alone=alone, end_id=index.end_id, fingerprint=fingerprint, known=known

@@ -249,7 +249,7 @@ class HubDataset(_Packed):
 def check_folder(folder: Path, need: Need, layout: Layout) -> Index:
     """See that a folder holds a sample, or as many as an evaluation takes. Raises: DataError."""
     from .pack.best_fit import best_fit, truncated
-    from .pack.folder import offsets_of
+    from .pack.folder import counts_of, offsets_of
 
     index = read_index(folder)
     for name, needed in (("train", 1), ("held_out", need.held_out_samples)):
@@ -258,11 +258,16 @@ def check_folder(folder: Path, need: Need, layout: Layout) -> Index:
         split = split_of(index, folder, name)
         if layout == "split":
             there = (split.num_tokens - 1) // need.sequence_length
-        elif needed > 1:
-            plan = (best_fit if layout == "best_fit" else truncated)(
-                offsets_of(folder, index, name), need.sequence_length
-            )
+        elif (counts := counts_of(folder, index, name)) is not None or needed > 1:
+            lay_out = best_fit if layout == "best_fit" else truncated
+            plan = lay_out(offsets_of(folder, index, name), need.sequence_length, counts)
             there = plan.num_samples
+            if there < needed and plan.num_left_out and layout == "truncate":
+                raise DataError(
+                    f"batch.sequence_length = {need.sequence_length}: of {plan.num_left_out:,} conversations in the "
+                    f"{name} part the assistant's words lie behind the cut, {there:,} are left of {needed:,} needed; "
+                    f"use longer sequences or packing = 'best_fit'"
+                )
         else:
             there = int(split.num_tokens > split.num_documents)
         if there < needed:

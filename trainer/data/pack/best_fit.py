@@ -29,6 +29,8 @@ class Plan:
     samples: "Numbers"
     """[samples + 1] first piece of each sample, and the end of the last."""
     capacity: int
+    num_left_out: int = 0
+    """Pieces in which nothing is to be learnt."""
 
     @property
     def num_samples(self) -> int:
@@ -41,26 +43,47 @@ class Plan:
         return 1 - float(self.lengths.sum()) / max(1, self.num_samples * self.capacity)
 
 
-def best_fit(offsets: "NDArray[Any]", capacity: int) -> Plan:
-    """Documents that lie at `offsets`, those longer than a sample cut to its length, together in few samples."""
+def best_fit(offsets: "NDArray[Any]", capacity: int, counts: "NDArray[np.uint8] | None" = None) -> Plan:
+    """Documents that lie at `offsets`, those longer than a sample cut to its length, together in few samples.
+
+    `counts` are 1 for each token that is to be learnt; pieces without one are left out.
+    """
     import numpy as np
 
-    starts, lengths = cut(offsets, capacity)
+    starts, lengths, num_left_out = _with_something_to_learn(*cut(offsets, capacity), counts)
     sample_of = fill(lengths, capacity)
     order = np.argsort(sample_of, kind="stable")
     samples = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(sample_of), dtype=np.int64)])
-    return Plan(starts=starts[order], lengths=lengths[order], samples=samples, capacity=capacity)
+    return Plan(
+        starts=starts[order], lengths=lengths[order], samples=samples, capacity=capacity, num_left_out=num_left_out
+    )
 
 
-def truncated(offsets: "NDArray[Any]", capacity: int) -> Plan:
-    """A sample for each document; what does not fit is left out."""
+def truncated(offsets: "NDArray[Any]", capacity: int, counts: "NDArray[np.uint8] | None" = None) -> Plan:
+    """A sample for each document, cut where it does not fit; one in which nothing is to be learnt is left out."""
     import numpy as np
 
     begin = offsets[:-1].astype(np.int64)
     lengths = np.minimum(np.diff(offsets.astype(np.int64)) - 1, capacity)
     some = lengths > 0
-    samples = np.arange(int(some.sum()) + 1, dtype=np.int64)
-    return Plan(starts=begin[some], lengths=lengths[some], samples=samples, capacity=capacity)
+    starts, lengths, num_left_out = _with_something_to_learn(begin[some], lengths[some], counts)
+    samples = np.arange(len(starts) + 1, dtype=np.int64)
+    return Plan(starts=starts, lengths=lengths, samples=samples, capacity=capacity, num_left_out=num_left_out)
+
+
+def _with_something_to_learn(
+    starts: "Numbers", lengths: "Numbers", counts: "NDArray[np.uint8] | None"
+) -> "tuple[Numbers, Numbers, int]":
+    """Pieces of which some prediction counts, and how many others there were."""
+    import numpy as np
+
+    if counts is None or len(starts) == 0:
+        return starts, lengths, 0
+    # Largest count of the tokens that each piece predicts, and in between of what lies behind it.
+    bounds = np.stack([starts + 1, starts + 1 + lengths], axis=1).reshape(-1)
+    inside = bounds[:-1] if bounds[-1] >= len(counts) else bounds
+    some = np.maximum.reduceat(counts, inside)[::2] > 0
+    return starts[some], lengths[some], int((~some).sum())
 
 
 def cut(offsets: "NDArray[Any]", capacity: int) -> "tuple[Numbers, Numbers]":

@@ -56,6 +56,26 @@ def test_truncated_documents_have_a_sample_each_and_lose_their_end() -> None:
     assert plan.num_samples == 2
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 20), max_size=12), st.integers(1, 9), st.randoms(use_true_random=False), st.booleans())
+def test_pieces_with_nothing_to_learn_are_left_out(
+    sizes: list[int], capacity: int, chance: random.Random, cuts: bool
+) -> None:
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.uint64)
+    counts = np.array([chance.random() < 0.2 for _ in range(sum(sizes))], dtype=np.uint8)
+    lay_out = truncated if cuts else best_fit
+    pieces = lay_out(offsets, capacity)
+    expected = sorted(
+        (int(start), int(n))
+        for start, n in zip(pieces.starts, pieces.lengths, strict=True)
+        if any(counts[start + 1 : start + n + 1])
+    )
+    plan = lay_out(offsets, capacity, counts)
+    assert sorted(zip(plan.starts.tolist(), plan.lengths.tolist(), strict=True)) == expected
+    assert plan.num_left_out == len(pieces.starts) - len(expected)
+    assert plan.num_samples == len(expected) or not cuts
+
+
 @pytest.mark.parametrize("capacity", [512, 2048])
 def test_many_documents_leave_little_of_the_samples_empty(capacity: int) -> None:
     generator = random.Random(0)

@@ -57,3 +57,23 @@ def test_bytes_of_half_a_character_are_a_bad_document(tmp_path: Path) -> None:
     assert texts(found) == ["\U0001f600"]
     assert len(said(found)) == 1
     assert "line 1" in said(found)[0]
+
+
+def test_conversations_whose_answer_lies_behind_the_cut_are_left_out_or_a_sentence(tmp_path: Path) -> None:
+    from stepladder.trainer.data.token_source import open_folder
+    from stepladder.trainer.data.token_tables import check_folder
+    from stepladder.trainer.data.wanted import Need
+
+    answer = {"role": "assistant", "content": "yes"}
+    lines = [{"messages": [{"role": "user", "content": "question " * n}, answer]} for n in (1, 90, 90)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    reading = Reading(column="messages")
+    packing = Packing(sources=(str(tmp_path / "chats.jsonl"),), format="chat", reading=reading, held_out=0.0)
+    job.pack(packing, tmp_path / "packed")
+
+    source = open_folder(tmp_path / "packed", "train", 128, "truncate")
+    assert len(source) == 1
+    assert "2 left out" in source.describe()
+    assert len(open_folder(tmp_path / "packed", "train", 1024, "truncate")) == 3
+    with pytest.raises(DataError, match=r"of 3 conversations .* lie behind the cut, 0 are left .*; use longer"):
+        check_folder(tmp_path / "packed", Need(sequence_length=16, held_out_samples=0), "truncate")
