@@ -7,10 +7,11 @@ of ln(loss of the arm / loss of the baseline) over the second half of the steps.
 Student's t, and the burden of proof is on sameness:
 
 - it fails if the interval lies beyond what is negligible: a bias was found;
-- it passes if the whole interval lies within a margin (two one-sided tests), so that an arm whose bias is the margin or
-  more passes in at most `ALPHA` of the cases, however few the seeds. The margin is twice the deviation that the
+- it passes if the whole interval lies within a margin (two one-sided tests). The margin is twice the deviation that the
   baseline's own seeds show (the A/A band), less than what another seed would often do; but at least what is negligible,
-  and no more than ten times that;
+  and no more than ten times that, so that an arm of that bias or more passes in at most `ALPHA` of the cases, however
+  few the seeds. Of a smaller margin this is true as it was drawn: few seeds tell a deviation roughly, and a bias of
+  twice the true one passes more often than that;
 - else there is a second look at twice as many seeds. Each look has half of the error.
 
 The same is asked of the length of the gradients, and of the way that the weights have gone: they tell a wrong scale or
