@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,10 @@ from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 Format: TypeAlias = Literal["text", "jsonl", "parquet", "stdlib", "hub", "chat"]
 _BLOCK_BYTES = 1 << 20
+_MOST_BYTES = 1 << 30
+"""Of one document: it is held in memory, several times over, and a small archive may hold any number of zeros."""
+_UNREADABLE = (OSError, EOFError, zlib.error)
+"""What reading a file raises, packed or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +76,11 @@ def _texts(piece: Piece, reading: Reading) -> Iterator[Document | Bad]:
     for name in piece.paths:
         try:
             with _opened(Path(name)) as file:
-                yield Document(name="", text=file.read().decode())
+                text = file.read(_MOST_BYTES + 1)
+            yield Bad(f"{name}: {_too_long()}") if len(text) > _MOST_BYTES else Document(name="", text=text.decode())
         except UnicodeDecodeError as error:
             yield Bad(f"{name}: byte {error.start}: is no UTF-8")
-        except (OSError, EOFError) as error:
+        except _UNREADABLE as error:
             yield Bad(f"{name}: cannot be read ({_why(error)})")
 
 
@@ -146,6 +152,7 @@ def _json_rows(piece: Piece) -> Iterator[tuple[Callable[[], str], dict[str, Any]
     path = Path(piece.paths[0])
     number = 0
     before = cache(lambda: _lines_before(path, piece.begin))  # counted only if there is something to say
+    see_whole = cache(lambda: _see_whole(path))  # what a damaged archive gives is noise
 
     def where() -> str:
         return f"{path}: line {before() + number}"
@@ -154,33 +161,59 @@ def _json_rows(piece: Piece) -> Iterator[tuple[Callable[[], str], dict[str, Any]
         with _opened(path) as file:
             for line in _own_lines(file, piece):
                 number += 1
-                if line.isspace():
-                    continue
-                try:
-                    row: Any = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield where, Bad(f"{where()}: is no JSON ({error})")
-                    continue
-                yield where, row if isinstance(row, dict) else Bad(f"{where()}: is no JSON object")
-    except (OSError, EOFError) as error:
+                if not line.isspace():
+                    row = _object(line)
+                    if isinstance(row, str):
+                        see_whole()
+                    yield where, Bad(f"{where()}: {row}") if isinstance(row, str) else row
+    except _UNREADABLE as error:
         yield where, Bad(f"{path}: behind line {number}: cannot be read ({_why(error)})")
+
+
+def _object(line: bytes) -> dict[str, Any] | str:
+    """What a line says, or why it says nothing."""
+    if len(line) > _MOST_BYTES:
+        return _too_long()
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"is no JSON ({error})"
+    return cast(dict[str, Any], row) if isinstance(row, dict) else "is no JSON object"
+
+
+def _too_long() -> str:
+    return f"is longer than {_MOST_BYTES:,} bytes; split it into documents"
+
+
+def _see_whole(path: Path) -> None:
+    """Read an archive to its end, where its checksum is; what raises is what is wrong with it."""
+    if path.suffix == ".gz":
+        with _opened(path) as file:
+            while file.read(_BLOCK_BYTES):
+                pass
 
 
 def _own_lines(file: BinaryIO, piece: Piece) -> Iterator[bytes]:
     """Lines of which the first byte lies in the piece; all of them in a compressed file."""
-    if piece.end == 0:
-        yield from file
-        return
     at = piece.begin
     if at:
         file.seek(at - 1)
-        at += len(file.readline()) - 1  # the rest of a line that belongs to the piece before, or its line break alone
-    while at < piece.end:
-        line = file.readline()
+        at += _line(file)[1] - 1  # the rest of a line that belongs to the piece before, or its line break alone
+    while piece.end == 0 or at < piece.end:
+        line, size = _line(file)
         if not line:
             return
-        at += len(line)
+        at += size
         yield line
+
+
+def _line(file: BinaryIO) -> tuple[bytes, int]:
+    """A line, without the rest of one that is too long, and how long it is."""
+    line = last = file.readline(_MOST_BYTES + 1)
+    size = len(line)
+    while size > _MOST_BYTES and not last.endswith(b"\n") and (last := file.readline(_BLOCK_BYTES)):
+        size += len(last)
+    return line, size
 
 
 def _lines_before(path: Path, begin: int) -> int:

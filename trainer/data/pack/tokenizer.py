@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Bytes:
-    """Every byte is a token; 0, which no text contains, ends a document."""
+    """Every byte is a token; 0, which hardly any text contains, ends a document."""
 
     name: str = "bytes"
     num_ids: int = 256

@@ -1,5 +1,6 @@
 """What is damaged in a source is a sentence with its place, and what is not is read all the same."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from stepladder.trainer.data.errors import DataError
-from stepladder.trainer.data.pack import job
+from stepladder.trainer.data.pack import documents, job
 from stepladder.trainer.data.pack.documents import Bad, Document, Piece, Reading, read_piece
 from stepladder.trainer.data.pack.parts import Packing
 
@@ -77,3 +78,54 @@ def test_conversations_whose_answer_lies_behind_the_cut_are_left_out_or_a_senten
     assert len(open_folder(tmp_path / "packed", "train", 1024, "truncate")) == 3
     with pytest.raises(DataError, match=r"of 3 conversations .* lie behind the cut, 0 are left .*; use longer"):
         check_folder(tmp_path / "packed", Need(sequence_length=16, held_out_samples=0), "truncate")
+
+
+def test_a_damaged_archive_is_one_bad_document_and_not_one_for_each_line_of_noise(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": f"{i} {i * i % 9973}"}) + "\n" for i in range(3000)).encode()
+    whole = gzip.compress(lines, mtime=0)
+    kinds: set[str] = set()
+    for at in range(len(whole) // 3, len(whole), len(whole) // 40):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x5A
+        path = tmp_path / "texts.jsonl.gz"
+        path.write_bytes(damaged)
+        (only,) = said(read(path))
+        assert "cannot be read (" in only
+        kinds.add(only.partition("(")[2])
+    assert len(kinds) > 1  # its stream as well as its checksum
+
+
+def test_a_whole_archive_keeps_its_bad_lines_apart(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n{\n[]\n{"text": "b"}\n'))
+    found = read(path)
+    assert texts(found) == ["a", "b"]
+    assert [each.partition(": ")[2].partition(" (")[0] for each in said(found)] == [
+        "line 2: is no JSON",
+        "line 3: is no JSON object",
+    ]
+
+
+@pytest.mark.parametrize("name", ["texts.jsonl", "texts.jsonl.gz"])
+def test_a_line_that_never_ends_is_a_bad_document(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "_MOST_BYTES", 20)
+    monkeypatch.setattr(documents, "_BLOCK_BYTES", 7)
+    raw = b'{"text": "a"}\n{"text": "' + b"b" * 100 + b'"}\n{"text": "c"}\n'
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    found = read(path)
+    assert texts(found) == ["a", "c"]
+    assert said(found) == [f"{path}: line 2: is longer than 20 bytes; split it into documents"]
+    if name == "texts.jsonl":  # whoever begins inside of the long line begins behind it
+        pieces = [Piece(format="jsonl", paths=(str(path),), begin=b, end=e) for b, e in ((0, 50), (50, 90), (90, 999))]
+        each = [texts(list(read_piece(piece, Reading()))) for piece in pieces]
+        assert each == [["a"], [], ["c"]]
+
+
+def test_a_text_that_never_ends_is_a_bad_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "_MOST_BYTES", 20)
+    path = tmp_path / "long.txt.gz"
+    path.write_bytes(gzip.compress(b"x" * 21))
+    assert said(read(path, "text")) == [f"{path}: is longer than 20 bytes; split it into documents"]
+    path.write_bytes(gzip.compress(b"x" * 20))
+    assert texts(read(path, "text")) == ["x" * 20]
