@@ -126,12 +126,35 @@ def experiment(work: Path, kind: str, index: int, *, step_s: float | None, pairs
 def begin(options: argparse.Namespace) -> Kept:
     """What is known already, if it was the same benchmark."""
     if RESULTS.is_file() and not options.again:
-        kept = json.loads(RESULTS.read_text())
+        kept = read_kept(RESULTS)
         if kept["recipe"] == RECIPE and kept["pairs"] == options.pairs:
             return kept
     from stepladder.launch.compare.declared import machine
 
     return {"recipe": RECIPE, "pairs": options.pairs, "machine": machine(), "experiments": []}
+
+
+def read_kept(path: Path) -> Kept:
+    """What is kept there; the program ends with a sentence if it is damaged, for hours went into it."""
+    try:
+        kept = json.loads(path.read_text())
+        good = isinstance(kept["recipe"], str) and all(
+            {"kind", "index", "verdict", "num_pairs", "step_s", "spent_s"} <= each.keys()
+            for each in kept["experiments"]
+        )
+        kept["pairs"]
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        good, kept = False, {}
+    if not good:
+        sys.exit(f"{path}: is damaged; put back what was there, or begin anew with --again")
+    return kept
+
+
+def write_kept(path: Path, kept: Kept) -> None:
+    """Keep it, whole or not at all: it may be killed at any time."""
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(json.dumps(kept, indent=1) + "\n")
+    partial.replace(path)
 
 
 def planned(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
@@ -193,7 +216,7 @@ def main() -> int:
         kept["experiments"].append(told)
         kept["measured_on"] = datetime.date.today().isoformat()
         if not options.quick:
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            write_kept(RESULTS, kept)
         took = time.monotonic() - began_s
         print(f"{kind} {index}: {told['verdict']} after {told['num_pairs']} pairs, {took:.0f} s", flush=True)
     holds, sentence = verdict(kept["experiments"])
