@@ -26,6 +26,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "shared"))
+
+from sleepy import install_sleepy
+
 RESULTS = Path(__file__).resolve().parent / "results" / "compare_real.json"
 DELAY = 0.03
 FALSE_ALLOWED, FOUND_WANTED = 0.05, 0.90
@@ -47,39 +51,12 @@ sequence_length = 64
 [strategies.clip]
 [strategies.sleep]
 """
-PLUGIN = """
-import time
-from dataclasses import dataclass, replace
-from typing import ClassVar
-
-@dataclass(frozen=True, kw_only=True)
-class Sleep:
-    ms: float = 0.0
-    after: ClassVar[str] = "clip"
-    conflicts: ClassVar[tuple] = ()
-
-    @property
-    def owns(self):
-        return frozenset()
-
-    def check(self, run):
-        return iter(())
-
-    def apply(self, program, run):
-        if not self.ms:
-            return program
-        return replace(program, after_step=(*program.after_step, lambda: time.sleep(self.ms / 1000)))
-"""
 Kept = dict[str, Any]
 
 
 def install(folder: Path) -> None:
     """A strategy that sleeps, for this process and those that it starts."""
-    info = folder / "sleepy-1.dist-info"
-    info.mkdir(parents=True, exist_ok=True)
-    (folder / "sleepy.py").write_text(PLUGIN)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sleepy\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[stepladder.strategies]\nsleep = sleepy:Sleep\n")
+    install_sleepy(folder)
     sys.path.insert(0, str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 

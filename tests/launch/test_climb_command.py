@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sleepy import SLEEPY
+from sleepy import install_sleepy
 
 from stepladder.launch.cli import main
 from stepladder.launch.compare.ladder_file import find_ladder, read_ladder, shipped_ladders
@@ -74,13 +74,7 @@ def test_every_shipped_ladder_can_be_climbed_where_it_was_written_for() -> None:
 @pytest.fixture
 def sleepy(tmp_path: Path) -> dict[str, str]:
     """Environment in which `strategies.sleep.ms` makes every step longer by a known time, and says so."""
-    place = tmp_path / "plugin"
-    info = place / "sleepy-1.dist-info"
-    info.mkdir(parents=True)
-    (place / "sleepy.py").write_text(SLEEPY)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sleepy\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[stepladder.strategies]\nsleep = sleepy:Sleep\n")
-    return {"PYTHONPATH": str(place)}
+    return install_sleepy(tmp_path / "plugin")
 
 
 def call(tmp_path: Path, environment: dict[str, str], *arguments: object) -> dict[str, Any]:

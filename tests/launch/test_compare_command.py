@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sleepy import SLEEPY
+from sleepy import install_sleepy
 
 from stepladder.launch.cli import main
 from stepladder.launch.errors import ExitCode
@@ -86,13 +86,7 @@ def comparison(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def sleepy(tmp_path: Path) -> dict[str, str]:
     """Environment in which `strategies.sleep.ms` makes every step longer by a known time."""
-    place = tmp_path / "plugin"
-    info = place / "sleepy-1.dist-info"
-    info.mkdir(parents=True)
-    (place / "sleepy.py").write_text(SLEEPY)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sleepy\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[stepladder.strategies]\nsleep = sleepy:Sleep\n")
-    return {"PYTHONPATH": str(place)}
+    return install_sleepy(tmp_path / "plugin")
 
 
 @pytest.mark.slow

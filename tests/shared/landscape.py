@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stepladder.launch.compare.arms import Arm
 from stepladder.launch.compare.estimate import summarise
 from stepladder.launch.compare.segment import Measured, Steps
@@ -30,6 +32,12 @@ sequence_length = 32
 [strategies.clip]
 """
 """A recipe that is never run."""
+
+
+def on_made_up_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own for a test, and no time for the prospects, which other tests look at."""
+    monkeypatch.setenv("STEPLADDER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("stepladder.launch.compare.experiment.minimum_detectable_effect", lambda *_, **__: 0.01)
 
 
 class Killed(BaseException):

@@ -16,12 +16,8 @@ if TYPE_CHECKING:
     from .source import Source
 
 
-@dataclass(frozen=True, kw_only=True)
-class StdlibCorpus:
-    """The source code of Python's standard library, read as bytes: about 30 MB that every machine has."""
-
-    held_out: Annotated[float, Above(0), Below(1)] = 0.05
-    """Part of the files that is only evaluated on, chosen by a hash of the file's name."""
+class _Corpus:
+    """What tables of text have in common that is read as bytes, and kept in a cache."""
 
     gives: ClassVar[Gives] = "tokens"
     num_ids: ClassVar[int] = 256
@@ -30,17 +26,29 @@ class StdlibCorpus:
         """Build the corpus if the cache lacks it, and see that each split holds enough."""
         from .check import check_corpus
 
-        check_corpus(self, need, say)
+        check_corpus(_as_table(self), need, say)
 
     def open(self, split: str, wanted: Wanted) -> "Source":
         """Windows of bytes."""
         from .source import packed_bytes
 
-        return packed_bytes(self, split, wanted)
+        return packed_bytes(_as_table(self), split, wanted)
+
+
+def _as_table(corpus: _Corpus) -> "StdlibCorpus | FilesCorpus":
+    return cast("StdlibCorpus | FilesCorpus", corpus)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilesCorpus:
+class StdlibCorpus(_Corpus):
+    """The source code of Python's standard library, read as bytes: about 30 MB that every machine has."""
+
+    held_out: Annotated[float, Above(0), Below(1)] = 0.05
+    """Part of the files that is only evaluated on, chosen by a hash of the file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesCorpus(_Corpus):
     """Local text, JSONL or Parquet files, read through Hugging Face `datasets` as bytes."""
 
     paths: tuple[str, ...]
@@ -52,34 +60,24 @@ class FilesCorpus:
     held_out: Annotated[float, Above(0), Below(1)] = 0.05
     """Part of the documents that is only evaluated on, chosen by a hash of their text; of a lone file its end."""
 
-    gives: ClassVar[Gives] = "tokens"
-    num_ids: ClassVar[int] = 256
-
-    def prepare(self, need: Need, say: Say) -> None:
-        """Build the corpus if the cache lacks it, and see that each split holds enough."""
-        from .check import check_corpus
-
-        check_corpus(self, need, say)
-
-    def open(self, split: str, wanted: Wanted) -> "Source":
-        """Windows of bytes."""
-        from .source import packed_bytes
-
-        return packed_bytes(self, split, wanted)
-
     def problems(self) -> Iterator[str]:
         """Paths that match nothing, and a library that is not there."""
         import importlib.util
 
-        if not self.paths:
-            yield "paths = []: no data; name at least one file"
-        for pattern in self.paths:
-            if not matching(pattern):
-                yield f"paths = {pattern!r}: no such file; check the path (it is relative to {Path.cwd()})"
+        yield from path_problems(self.paths)
         if self.column != "text" and self.format == "text":
             yield f"column = {self.column!r}: has no effect with format = 'text'; remove it"
         if importlib.util.find_spec("datasets") is None:
             yield "the `datasets` library is not installed; pip install 'stepladder[data]'"
+
+
+def path_problems(paths: tuple[str, ...]) -> Iterator[str]:
+    """A key `paths` that names nothing."""
+    if not paths:
+        yield "paths = []: no data; name at least one file"
+    for pattern in paths:
+        if not matching(pattern):
+            yield f"paths = {pattern!r}: no such file; check the path (it is relative to {Path.cwd()})"
 
 
 def matching(pattern: str) -> list[Path]:

@@ -143,13 +143,9 @@ class ChatFiles(_Packed):
 
     def problems(self) -> Iterator[str]:
         """Paths that match nothing, and a tokenizer that is none."""
-        from .config import matching
+        from .config import path_problems
 
-        if not self.paths:
-            yield "paths = []: no data; name at least one file"
-        for pattern in self.paths:
-            if not matching(pattern):
-                yield f"paths = {pattern!r}: no such file; check the path (it is relative to {Path.cwd()})"
+        yield from path_problems(self.paths)
         if "{role}" not in self.before:
             yield f"before = {self.before!r}: does not say whose message it is; put {{role}} into it"
         yield from _tokenizer_problems(self.tokenizer)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from landscape import TINY, Judge, Killed, Landscape
+from landscape import TINY, Judge, Killed, Landscape, on_made_up_machines
 
 from stepladder.launch.climb.climb import climb
 from stepladder.launch.climb.climber import Climb
@@ -77,13 +77,7 @@ def profiled(arm: Arm, folder: Path) -> Profile:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no time for the prospects, which other tests look at."""
-    _prepare(tmp_path, monkeypatch)
-
-
-def _prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPLADDER_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("stepladder.launch.compare.experiment.minimum_detectable_effect", lambda *_, **__: 0.01)
+    on_made_up_machines(tmp_path, monkeypatch)
 
 
 Call = Callable[..., Climb]
@@ -125,7 +119,7 @@ class Whole:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     folder, machine = tmp_path_factory.mktemp("whole"), Landscape(step_s)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        _prepare(folder, monkeypatch)
+        on_made_up_machines(folder, monkeypatch)
         found = begin(folder, machine, overrides=SLOWEST)
         yield Whole(found=found, machine=machine, base=read(str(folder / "slow.toml"), SLOWEST))
 

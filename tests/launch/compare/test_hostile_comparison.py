@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from landscape import Killed, Landscape
+from landscape import Killed, Landscape, on_made_up_machines
 
 from stepladder.launch import recipe as recipes
 from stepladder.launch.cli import main
@@ -44,8 +44,7 @@ def step_s(recipe: Recipe) -> float:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPLADDER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("stepladder.launch.compare.experiment.minimum_detectable_effect", lambda *_, **__: 0.01)
+    on_made_up_machines(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from landscape import Judge, Killed, Landscape
+from landscape import Judge, Killed, Landscape, on_made_up_machines
 
 from stepladder.launch.climb.notebook import Notebook
 from stepladder.launch.climb.screening import Screens
@@ -32,8 +32,7 @@ def step_s(recipe: Recipe) -> float:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEPLADDER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("stepladder.launch.compare.experiment.minimum_detectable_effect", lambda *_, **__: 0.01)
+    on_made_up_machines(tmp_path, monkeypatch)
 
 
 @pytest.fixture

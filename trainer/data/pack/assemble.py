@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ....profiling.capture import publish
 from ..errors import DataError
 from .folder import SPLITS, Split, id_type, sha256_of
 
@@ -40,10 +41,12 @@ class Part:
             if split in self.counts:
                 arrays[f"{split}.counts"] = self.counts[split]
         said = {"num_empty": self.num_empty, "num_skipped": self.num_skipped, "first_skipped": self.first_skipped}
-        partial = path.with_name(f".{path.name}")
-        with partial.open("wb") as file:
-            np.savez(file, said=np.frombuffer(json.dumps(said).encode(), dtype=np.uint8), **arrays)
-        partial.replace(path)
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                np.savez(file, said=np.frombuffer(json.dumps(said).encode(), dtype=np.uint8), **arrays)
+
+        publish(path, write)
 
     @staticmethod
     def read(path: Path) -> "Part":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ....profiling.capture import publish
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ class Index:
         """Leave it, whole or not at all: a folder with an index is complete."""
         said = {"format": FORMAT, "fingerprint": self.fingerprint} | vars(self)
         said["splits"] = {name: vars(split) for name, split in self.splits.items()}
-        partial = folder / f".{INDEX}"
-        partial.write_text(json.dumps(said, indent=1) + "\n")
-        partial.replace(folder / INDEX)
+        publish(folder / INDEX, lambda partial: partial.write_text(json.dumps(said, indent=1) + "\n"))
 
 
 def read_index(folder: Path) -> Index:

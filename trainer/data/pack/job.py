@@ -19,11 +19,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ....profiling.capture import publish
 from ..errors import DataError
 from .assemble import assemble, fingerprint_of
 from .documents import Document, Piece, read_piece
 from .folder import INDEX, TOKENIZER, Index, read_index, width_of
-from .parts import BEARABLE, Made, Packing, alone, make_part, part_path, publish
+from .parts import BEARABLE, Made, Packing, alone, make_part, part_path
 from .sources import pieces_of
 from .tokenizer import Tokenizer, open_tokenizer, train, vocabulary_to_train
 
@@ -108,7 +109,7 @@ def _filled(packing: Packing, pieces: list[Piece], wanted: str, out: Path, worke
         "pieces": [asdict(piece) for piece in pieces],
         "width": width,
     }
-    publish(parts / "job.json", json.dumps(job))
+    publish(parts / "job.json", lambda partial: partial.write_text(json.dumps(job)))
     _make_parts(parts, pieces, packing, workers, look)
     paths = [part_path(parts, i) for i in range(len(pieces))]
     made = assemble(out, paths, width=width, held_out=packing.held_out)
@@ -154,7 +155,7 @@ def _begin(out: Path, parts: Path, wanted: str) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise DataError(f"--out {out}: is not empty; choose a new folder")
     parts.mkdir(parents=True, exist_ok=True)
-    publish(stamp, wanted)
+    publish(stamp, lambda partial: partial.write_text(wanted))
 
 
 def _tokenizer(packing: Packing, pieces: list[Piece], out: Path) -> Tokenizer:

@@ -134,10 +134,3 @@ def _text(document: Document) -> str | bytes:
 def part_path(parts: Path, number: int) -> Path:
     """Where the part of a piece is kept."""
     return parts / f"{number:07d}.npz"
-
-
-def publish(path: Path, text: str) -> None:
-    """A file that is whole or absent."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text)
-    partial.replace(path)

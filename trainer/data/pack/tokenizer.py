@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ....profiling.capture import publish
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -201,9 +202,7 @@ def train(texts: Iterable[str], num_ids: int, path: Path) -> None:
         show_progress=False,
     )
     made.train_from_iterator((part for text in texts for part in sliced(text)), trainer)
-    partial = path.with_name(f".{path.name}")
-    made.save(str(partial))
-    partial.replace(path)
+    publish(path, lambda partial: made.save(str(partial)))
 
 
 def one_thread() -> None:
