@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from compare_designs import NAIVE, peeking
 
 from stepladder.launch.compare.calibration import CALIBRATION_PAIRS, Calibration
 from stepladder.launch.compare.estimate import Array, bootstrap_interval, centre_and_error
-from stepladder.launch.compare.noise import NOISE_SETTINGS, NoiseModel, paired_differences, segment_medians
+from stepladder.launch.compare.noise import NOISE_SETTINGS, TWO_SPEEDS, NoiseModel, paired_differences, segment_medians
 from stepladder.launch.compare.power import minimum_detectable_effect
 from stepladder.launch.compare.quantiles import student_quantile
-from stepladder.launch.compare.sequential import Found, Looks, Outcomes, Protocol, decide, measure, noise_floor
+from stepladder.launch.compare.sequential import Found, Looks, Outcomes, Protocol, Scales, decide, measure, noise_floor
 
 EXPERIMENTS = 10_000
 EFFECTS = (0.01, 0.02, 0.03, 0.05)
@@ -42,27 +43,22 @@ def draw(noise: NoiseModel, generator: np.random.Generator, num_pairs: int) -> A
     return paired_differences(medians, generator)
 
 
-def pair_sds(noise: NoiseModel, generator: np.random.Generator) -> Array:
+def calibrations(noise: NoiseModel, generator: np.random.Generator) -> Scales:
     """What a calibration of its own tells each experiment about its pairs."""
-    _, error = centre_and_error(draw(noise, generator, CALIBRATION_PAIRS))
-    return error * math.sqrt(CALIBRATION_PAIRS)
-
-
-def run(looks: Looks, protocol: Protocol, scale: Array) -> Outcomes:
-    return decide([looks], protocol, scale=scale, num_calibration_pairs=CALIBRATION_PAIRS)
+    return Scales.of(draw(noise, generator, CALIBRATION_PAIRS))
 
 
 def differs(outcomes: Outcomes) -> Array:
     return (outcomes.found == Found.FASTER) | (outcomes.found == Found.SLOWER)
 
 
-def coverage(looks: Looks, outcomes: Outcomes, protocol: Protocol, scale: Array) -> float:
+def coverage(looks: Looks, outcomes: Outcomes, protocol: Protocol, scales: Scales) -> float:
     """Share of the intervals, as a verdict gives them when it stops, that hold the truth, which is zero."""
-    held = np.zeros(len(scale), dtype=bool)
+    held = np.zeros(EXPERIMENTS, dtype=bool)
     for index, num_pairs in enumerate(looks.num_pairs):
         reach = np.maximum(
             student_quantile(protocol.alpha / 2, num_pairs - 1) * looks.error[:, index],
-            noise_floor(scale, CALIBRATION_PAIRS, num_pairs, protocol.alpha),
+            noise_floor(scales.pair_sd, scales.num_pairs, num_pairs, protocol.alpha),
         )
         here = outcomes.look[:, 0] == index
         held[here] = (np.abs(looks.centre[:, index]) <= reach)[here]
@@ -84,14 +80,14 @@ def detectable(scale: Array, protocol: Protocol) -> Array:
 def of_setting(noise: NoiseModel, protocol: Protocol, seed: int) -> dict[str, Any]:
     """All figures of one noise setting, ours and the other designs'."""
     generator = np.random.default_rng(seed)
-    differences, scale = draw(noise, generator, protocol.max_pairs), pair_sds(noise, generator)
+    differences, scales = draw(noise, generator, protocol.max_pairs), calibrations(noise, generator)
     looks = measure(differences, protocol.looks)
-    equal = run(looks, protocol, scale)
-    by_effect = {effect: run(looks.shifted(math.log1p(effect)), protocol, scale) for effect in EFFECTS}
-    told = detectable(scale, protocol)
-    at_told = Looks(num_pairs=looks.num_pairs, centre=looks.centre + np.log1p(told)[:, None], error=looks.error)
-    at_margin = run(looks.shifted(math.log1p(protocol.margin)), protocol, scale)
-    trusting = run(looks, protocol, np.zeros(EXPERIMENTS))
+    equal = decide([looks], protocol, scales)
+    by_effect = {effect: decide([looks.shifted(math.log1p(effect))], protocol, scales) for effect in EFFECTS}
+    told = detectable(scales.pair_sd, protocol)
+    at_told = decide([looks.shifted(np.log1p(told))], protocol, scales)
+    at_margin = decide([looks.shifted(math.log1p(protocol.margin))], protocol, scales)
+    trusting = decide([looks], protocol, replace(scales, pair_sd=np.zeros(EXPERIMENTS), largest=np.zeros(EXPERIMENTS)))
     naive = {name: design(noise, generator, EXPERIMENTS) for name, design in NAIVE.items()}
     naive["ours, 5% at each look"] = peeking(differences, protocol)
     return {
@@ -100,12 +96,12 @@ def of_setting(noise: NoiseModel, protocol: Protocol, seed: int) -> dict[str, An
         "false_verdicts_without_calibration": float(differs(trusting).mean()),
         "same": float((equal.found == Found.SAME).mean()),
         "false_same_at_margin": float((at_margin.found == Found.SAME).mean()),
-        "interval_coverage": coverage(looks, equal, protocol, scale),
+        "interval_coverage": coverage(looks, equal, protocol, scales),
         "power": {str(effect): float((found.found == Found.SLOWER).mean()) for effect, found in by_effect.items()},
         "mean_pairs": {"0": float(equal.pairs(looks).mean())}
         | {str(effect): float(found.pairs(looks).mean()) for effect, found in by_effect.items()},
         "minimum_detectable_effect": float(np.median(told)),
-        "found_at_minimum": float((run(at_told, protocol, scale).found == Found.SLOWER).mean()),
+        "found_at_minimum": float((at_told.found == Found.SLOWER).mean()),
         "others": {name: of_design(finds) for name, finds in naive.items()},
     }
 
@@ -128,11 +124,11 @@ def several_arms(noise: NoiseModel, protocol: Protocol, seed: int) -> dict[str, 
     order = np.stack([order, arms - 1 - order], axis=2).reshape(EXPERIMENTS, -1, arms)[:, : protocol.max_pairs]
     by_arm = np.take_along_axis(medians, order, axis=-1)
     looks = [measure(by_arm[..., arm] - by_arm[..., 0], protocol.looks) for arm in range(1, arms)]
-    scale = pair_sds(noise, generator)
+    scales = calibrations(noise, generator)
 
     def judge(effects: tuple[float, ...]) -> Array:
         shifted = [each.shifted(math.log1p(effect)) for each, effect in zip(looks, effects, strict=True)]
-        return differs(decide(shifted, protocol, scale=scale, num_calibration_pairs=CALIBRATION_PAIRS))
+        return differs(decide(shifted, protocol, scales))
 
     one = judge((0.03, *[0.0] * (CANDIDATES - 1)))
     return {
@@ -141,6 +137,27 @@ def several_arms(noise: NoiseModel, protocol: Protocol, seed: int) -> dict[str, 
         "found_3_percent": float(one[:, 0].mean()),
         "any_false_verdict_beside_it": float(one[:, 1:].any(axis=1).mean()),
     }
+
+
+def two_speeds(protocol: Protocol, seed: int) -> dict[str, dict[str, float]]:
+    """Processes in two heaps: false verdicts with the signed ranks and without, and what is found."""
+    rows = dict[str, dict[str, float]]()
+    for index, (name, noise) in enumerate(TWO_SPEEDS.items()):
+        generator = np.random.default_rng(seed + index)
+        looks = measure(draw(noise, generator, protocol.max_pairs), protocol.looks)
+        scales = calibrations(noise, generator)
+        without = replace(scales, largest=np.zeros(EXPERIMENTS))
+        rows[name] = {
+            "false_verdicts": float(differs(decide([looks], protocol, scales)).mean()),
+            "false_verdicts_without_ranks": float(differs(decide([looks], protocol, without)).mean()),
+        } | {
+            f"found_{effect:.0%}": float(
+                (decide([looks.shifted(math.log1p(effect))], protocol, scales).found == Found.SLOWER).mean()
+            )
+            for effect in (0.03, 0.10)
+        }
+        print(f"two speeds, {name}: " + ", ".join(f"{key} {each:.1%}" for key, each in rows[name].items()), flush=True)
+    return rows
 
 
 def intervals(noise: NoiseModel, seed: int) -> list[dict[str, float | None]]:
@@ -207,6 +224,7 @@ def simulation() -> int:
         f"{CANDIDATES} candidates at once: any false verdict {arms['any_false_verdict']:.1%}; one of 3% is found in "
         f"{arms['found_3_percent']:.1%}, beside it a false one {arms['any_false_verdict_beside_it']:.1%}"
     )
+    heaps = two_speeds(protocol, 200)
     rows = intervals(NOISE_SETTINGS["typical"], 101)
     for row in rows:
         print(
@@ -216,9 +234,10 @@ def simulation() -> int:
     print("deviation of the estimate over 16 pairs:")
     scatter = estimators(102)
     content = {"experiments": EXPERIMENTS, "looks": protocol.looks, "calibration_pairs": CALIBRATION_PAIRS}
-    content |= {"settings": settings, "several_arms": arms, "intervals": rows, "estimate_sd": scatter}
+    content |= {"settings": settings, "two_speeds": heaps, "several_arms": arms, "intervals": rows}
+    content |= {"estimate_sd": scatter}
     RESULTS.joinpath("compare_simulation.json").write_text(json.dumps(content, indent=1) + "\n")
-    return judged(settings, arms, time.perf_counter() - began_s)
+    return judged(settings, arms, heaps, time.perf_counter() - began_s)
 
 
 def print_others(settings: dict[str, dict[str, Any]]) -> None:
@@ -230,9 +249,12 @@ def print_others(settings: dict[str, dict[str, Any]]) -> None:
         print(f"{name:<14} " + " ".join(f"{cell:>23}" for cell in cells))
 
 
-def judged(settings: dict[str, dict[str, Any]], arms: dict[str, float], took_s: float) -> int:
+def judged(
+    settings: dict[str, dict[str, Any]], arms: dict[str, float], heaps: dict[str, dict[str, float]], took_s: float
+) -> int:
     """Print the verdict; its exit code."""
     false = {f"{name} noise": found["false_verdicts"] for name, found in settings.items()}
+    false |= {f"processes of two speeds, {name}": found["false_verdicts"] for name, found in heaps.items()}
     false |= {f"one of {CANDIDATES} arms": arms["any_false_verdict"]}
     false |= {f"an equal arm of {CANDIDATES}": arms["any_false_verdict_beside_it"]}
     false |= {f'"same" at the margin, {name} noise': found["false_same_at_margin"] for name, found in settings.items()}
@@ -240,10 +262,11 @@ def judged(settings: dict[str, dict[str, Any]], arms: dict[str, float], took_s: 
     power = settings["typical"]["power"]["0.03"]
     least = min(settings, key=lambda name: settings[name]["found_at_minimum"])
     at_least = settings[least]["found_at_minimum"]
+    num_kinds = len(settings) + len(heaps)
     passed = most <= FALSE_VERDICTS_ALLOWED and power >= POWER_WANTED and at_least >= FOUND_AT_MINIMUM
     naive = settings["typical"]["others"]["A then B, t over steps"]["false_verdicts"]
     print(
-        f"{'PASS' if passed else 'FAIL'}: at most {most:.1%} false verdicts, simulated, in {len(settings)} kinds of "
+        f"{'PASS' if passed else 'FAIL'}: at most {most:.1%} false verdicts, simulated, in {num_kinds} kinds of "
         f"noise (allowed {FALSE_VERDICTS_ALLOWED:.0%}; worst: {worst}; A then B with typical noise: {naive:.0%}), "
         f"3% found in {power:.1%} (wanted {POWER_WANTED:.0%}), the minimum detectable effect in {at_least:.1%} or more "
         f"(wanted {FOUND_AT_MINIMUM:.0%}; worst: {least} noise); {took_s:.0f} s"

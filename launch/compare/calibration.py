@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .estimate import Estimate, centre_and_error, estimate
+from .estimate import Estimate, estimate
 from .noise import NoiseModel
-from .sequential import MIN_PAIRS, noise_floor
+from .sequential import MIN_PAIRS, Scales, noise_floor
 
 CALIBRATION_PAIRS = 8
 _SUSPECT = 0.01
@@ -23,12 +23,20 @@ class Calibration:
     num_pairs: int
     source: str
     """Where it was measured, or that it was assumed."""
+    largest: float | None = None
+    """The largest logarithmic difference of a pair; None if that is not known."""
     estimate: Estimate | None = None
     """The ratio of the equal arms, which should be 1; None if assumed."""
 
     def floor(self, num_pairs: int, alpha: float = 0.05) -> float:
         """Relative difference that equal arms exceed over so many pairs with probability alpha."""
         return math.expm1(float(noise_floor(np.asarray(self.pair_sd), self.num_pairs, num_pairs, alpha)))
+
+    @property
+    def scales(self) -> Scales:
+        """As the looks of one experiment take it; unknown pairs reach two deviations, as eight normal ones do."""
+        largest = 2 * self.pair_sd if self.largest is None else self.largest
+        return Scales(pair_sd=np.array([self.pair_sd]), largest=np.array([largest]), num_pairs=self.num_pairs)
 
     @property
     def suspect(self) -> str | None:
@@ -48,11 +56,12 @@ def calibrate(differences: Sequence[float], *, source: str) -> Calibration:
             f"calibration pairs = {len(differences)}: too few for a noise floor; "
             f"measure {MIN_PAIRS} at least, {CALIBRATION_PAIRS} by default"
         )
-    _, error = centre_and_error(np.asarray(differences, dtype=np.float64)[None, :])
+    scales = Scales.of(np.asarray(differences, dtype=np.float64)[None, :])
     return Calibration(
-        pair_sd=float(error[0]) * math.sqrt(len(differences)),
-        num_pairs=len(differences),
+        pair_sd=float(scales.pair_sd[0]),
+        num_pairs=scales.num_pairs,
         source=source,
+        largest=float(scales.largest[0]),
         estimate=estimate(differences),
     )
 

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .quantiles import student_quantile, student_tail
-
-Array = NDArray[np.float64]
+from .signed_ranks import Array, lower_tails
 
 MIN_WARMUP_STEPS = 10
 WINDOW_STEPS = 5
@@ -114,11 +112,7 @@ def centre_and_error(differences: Array) -> tuple[Array, Array]:
 @cache
 def _inner_rank(num_pairs: int) -> tuple[int, float]:
     """The average, counted from the smallest, below which the true value lies with the tail next to half the level."""
-    ways = np.ones(1)
-    for rank in range(1, num_pairs + 1):
-        padding = np.zeros(rank)
-        ways = np.concatenate([ways, padding]) + np.concatenate([padding, ways])
-    tails = np.cumsum(ways) / 2.0**num_pairs
+    tails = lower_tails(num_pairs)
     rank = max(int(np.searchsorted(tails, SPREAD_LEVEL / 2, side="right")) - 1, 0)
     return rank, float(tails[rank])
 

@@ -66,7 +66,7 @@ class Outcome:
     """Why an arm was given up."""
     calibration: Calibration
     mde: float
-    """Smallest relative effect that is found in 85 % of such comparisons."""
+    """Smallest relative effect that is found in 90 % of such comparisons."""
     steps: Steps
     num_rounds: int
     ended: str

@@ -11,6 +11,7 @@ from .calibration import Calibration
 from .estimate import MIN_BOOTSTRAP_PAIRS, Array, bootstrap_interval, centre_and_error, p_value
 from .quantiles import student_quantile
 from .sequential import Found, Outcomes, Protocol, decide, measure
+from .signed_ranks import rank_p_values
 
 
 class Kind(StrEnum):
@@ -47,6 +48,8 @@ class Verdict:
     """Interval over pairs, no shorter than the noise floor."""
     p_value: float | None = None
     """Of no difference, two-sided, from the pairs alone."""
+    rank_p_value: float | None = None
+    """The same from the signed ranks of the pairs, which decide where single equal pairs differed by as much."""
     level: float | None = None
     """What the p-value had to undercut at this look; None before the first."""
     floor: float | None = None
@@ -62,8 +65,15 @@ class Verdict:
         times = f"{1 / self.ratio:.3f}x [{1 / self.high:.3f}, {1 / self.low:.3f}]"
         needed = "" if self.level is None else f", needed {self.level:.2g} at look {self.look} of {self.num_looks}"
         said = f"{self.kind}: {times} over {self.num_pairs} pairs, p = {self.p_value:.2g}{needed}"
-        below = self.kind is Kind.UNDECIDED and abs(math.log(self.ratio)) <= math.log1p(self.floor)
-        return f"{said}; within the noise floor of {100 * self.floor:.2f} %" if below else said
+        if self.kind is not Kind.UNDECIDED:
+            return said
+        if abs(math.log(self.ratio)) <= math.log1p(self.floor):
+            return f"{said}; within the noise floor of {100 * self.floor:.2f} %"
+        if self.rank_p_value is not None and self.level is not None and self.p_value < self.level:
+            return (
+                f"{said}; by the signed ranks of the pairs p = {self.rank_p_value:.2g}, too much for such uneven noise"
+            )
+        return said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +117,7 @@ def judge(
         name: measure(values, protocol.looks_of(values.shape[1], over=over)) if values.size else measure(values, ())
         for name, values in arms.items()
     }
-    outcomes = decide(
-        list(looks.values()),
-        protocol,
-        scale=np.array([calibration.pair_sd]),
-        num_calibration_pairs=calibration.num_pairs,
-        over=over,
-    )
+    outcomes = decide(list(looks.values()), protocol, calibration.scales, over=over)
     return {
         name: _verdict(values[0], looks[name].num_pairs, outcomes, a, protocol, calibration, over=over)
         for a, (name, values) in enumerate(arms.items())
@@ -152,6 +156,7 @@ def _verdict(
         low=found.low,
         high=found.high,
         p_value=found.p_value,
+        rank_p_value=float(rank_p_values(used[None, :])[0]),
         level=level,
         floor=found.floor,
         bootstrap=bootstrap_interval(used, level=protocol.alpha) if num_pairs >= MIN_BOOTSTRAP_PAIRS else None,

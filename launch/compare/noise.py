@@ -48,6 +48,10 @@ class NoiseModel:
     """By an exponentially distributed share with this mean."""
     disturbed_length: float = 1.0
     """Segments that a disturbance lasts, on average; its size stays."""
+    slow_share: float = 0.0
+    """Of the processes; from where their memory came to lie, say, they are slower by a fixed amount."""
+    slow_by: float = 0.0
+    """This amount."""
     toggle_sd_share: float = 0.23
     """Part of `process_sd` that stays with an arm when arms are toggled inside one process (deduced: toggled estimates
     scatter by 0.21 percent over 16 pairs where the steps alone explain 0.135)."""
@@ -72,6 +76,14 @@ NOISE_SETTINGS = {
     "neighbours": NoiseModel(disturbed_share=0.25, disturbed_length=4),
 }
 """From the quiet quarter of the series to the tenth with the most noise; then typical noise and one more trouble."""
+
+TWO_SPEEDS = {
+    "1 in 4 by 5 %": NoiseModel(step_sd=0.001, process_sd=0.001, drift_sd=0.0, slow_share=0.25, slow_by=0.05),
+    "3 in 10 by 10 %": NoiseModel(step_sd=0.001, process_sd=0.001, drift_sd=0.0, slow_share=0.30, slow_by=0.10),
+    "4 in 10 by 26 %": NoiseModel(step_sd=0.001, process_sd=0.001, drift_sd=0.0, slow_share=0.40, slow_by=0.26),
+    "half by 5 %, typical": NoiseModel(slow_share=0.50, slow_by=0.05),
+}
+"""Processes that fall into two heaps, so that the pairs fall into three."""
 
 
 def steps(noise: NoiseModel, generator: np.random.Generator, *shape: int) -> Array:
@@ -123,6 +135,8 @@ def segment_medians(
     """Logarithm of each segment's median step, every segment a fresh process: (experiments, segments)."""
     found = machine(noise, generator, num_experiments, num_segments)
     found += noise.process_sd * generator.standard_normal(found.shape)
+    if noise.slow_share:
+        found += math.log1p(noise.slow_by) * (generator.random(found.shape) < noise.slow_share)
     for start in range(0, num_experiments, _CHUNK):
         part = found[start : start + _CHUNK]
         part += np.median(steps(noise, generator, *part.shape, steps_per_segment), axis=-1)

@@ -11,10 +11,9 @@ from functools import cache
 import numpy as np
 
 from .calibration import Calibration
-from .estimate import Array, centre_and_error
-from .sequential import MIN_PAIRS, Found, Looks, Protocol, decide, measure
+from .sequential import MIN_PAIRS, Found, Looks, Protocol, Scales, decide, measure
 
-POWER = 0.85
+POWER = 0.90
 """Aimed at with normal pairs, so that four in five are found where pairs are disturbed too."""
 MAX_PAIRS = 32
 """Beyond it, `pairs_needed` gives up: the machine should become quieter instead."""
@@ -76,11 +75,14 @@ def pairs_needed(
     return choices[low] if low < len(choices) else None
 
 
-def _prospect(effect: float, looks: Looks, calibrated: Array, calibration: Calibration, protocol: Protocol) -> Prospect:
-    sd = (calibration.pair_sd / calibrated)[:, None]
-    drawn = Looks(num_pairs=looks.num_pairs, centre=looks.centre * sd + effect, error=looks.error * sd)
-    scale = np.full(len(calibrated), calibration.pair_sd)
-    outcomes = decide([drawn], protocol, scale=scale, num_calibration_pairs=calibration.num_pairs)
+def _prospect(
+    effect: float, looks: Looks, calibrated: Scales, calibration: Calibration, protocol: Protocol
+) -> Prospect:
+    sd = calibration.pair_sd / calibrated.pair_sd
+    drawn = looks.scaled(sd).shifted(effect)
+    largest = calibrated.largest * sd if calibration.largest is None else np.full(len(sd), calibration.largest)
+    known = Scales(pair_sd=np.full(len(sd), calibration.pair_sd), largest=largest, num_pairs=calibration.num_pairs)
+    outcomes = decide([drawn], protocol, known)
     sought = Found.SLOWER if effect >= 0 else Found.FASTER
     return Prospect(
         found=float(np.mean(outcomes.found == sought)),
@@ -90,9 +92,8 @@ def _prospect(effect: float, looks: Looks, calibrated: Array, calibration: Calib
 
 
 @cache
-def _unit_experiments(num_pairs: tuple[int, ...], num_calibration_pairs: int) -> tuple[Looks, Array]:
-    """Looks at pairs of deviation one, and the deviation that a calibration of such pairs would show."""
+def _unit_experiments(num_pairs: tuple[int, ...], num_calibration_pairs: int) -> tuple[Looks, Scales]:
+    """Looks at pairs of deviation one, and what calibrations of such pairs would say."""
     generator = np.random.default_rng(0)
     looks = measure(generator.standard_normal((_EXPERIMENTS, num_pairs[-1])), num_pairs)
-    _, error = centre_and_error(generator.standard_normal((_EXPERIMENTS, num_calibration_pairs)))
-    return looks, error * math.sqrt(num_calibration_pairs)
+    return looks, Scales.of(generator.standard_normal((_EXPERIMENTS, num_calibration_pairs)))

@@ -1,13 +1,14 @@
 """Planned looks at the pairs so far: stop for a win, a loss, or no difference that matters; with Holm for several arms.
 
 A difference is found at a look if it passes the test at the level that the spending rule leaves for this look AND is
-larger than the noise floor of the calibration. No difference is found if the interval, at a level of a spending rule of
+larger than the noise floor of the calibration AND is told by the signed ranks of the pairs too, or beyond all that
+single pairs of the calibration differed by. No difference is found if the interval, at a level of a spending rule of
 its own, lies within the margin. All functions take many experiments at once: the simulation runs what users run.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -15,10 +16,15 @@ from numpy.typing import NDArray
 
 from .estimate import Array, centre_and_error
 from .quantiles import student_quantile
+from .signed_ranks import rank_p_values
 from .spending import nominal_levels
 
 MIN_PAIRS = 4
 """Below it Student's t is so wide at the levels of a first look that no verdict is possible."""
+
+BEYOND = 1.25
+"""A difference as many times as large as the largest of single pairs of equal arms needs no signed ranks, which cannot
+be sure of anything below six pairs."""
 
 
 class Found(IntEnum):
@@ -80,10 +86,39 @@ class Looks:
     """(experiments, looks)"""
     error: Array
     """(experiments, looks)"""
+    differences: Array
+    """(experiments, pairs)"""
 
-    def shifted(self, effect: float) -> "Looks":
-        """The same experiments with an arm whose log step time is longer by this."""
-        return Looks(num_pairs=self.num_pairs, centre=self.centre + effect, error=self.error)
+    def shifted(self, effect: float | Array) -> "Looks":
+        """The same experiments with an arm whose log step time is longer by this; one figure, or one for each."""
+        by = np.asarray(effect, dtype=np.float64)[..., None]
+        return replace(self, centre=self.centre + by, differences=self.differences + by)
+
+    def scaled(self, by: Array) -> "Looks":
+        """The same experiments with pairs that scatter so many times as much, (experiments,)."""
+        times = by[:, None]
+        return replace(self, centre=self.centre * times, error=self.error * times, differences=self.differences * times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """What the calibration of each experiment says of pairs of equal arms."""
+
+    pair_sd: Array
+    """Deviation of a pair, (experiments,)."""
+    largest: Array
+    """The largest difference of a pair, (experiments,)."""
+    num_pairs: int
+    """Of each calibration."""
+
+    @staticmethod
+    def of(differences: Array) -> "Scales":
+        """From the pairs of the calibrations: (experiments, pairs)."""
+        _, error = centre_and_error(differences)
+        num_pairs = differences.shape[-1]
+        return Scales(
+            pair_sd=error * math.sqrt(num_pairs), largest=np.abs(differences).max(axis=-1), num_pairs=num_pairs
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +142,7 @@ def measure(differences: Array, num_pairs: Sequence[int]) -> Looks:
     shape = (len(differences), len(found))
     centre = np.stack([each for each, _ in found], axis=1) if found else np.zeros(shape)
     error = np.stack([each for _, each in found], axis=1) if found else np.zeros(shape)
-    return Looks(num_pairs=tuple(num_pairs), centre=centre, error=error)
+    return Looks(num_pairs=tuple(num_pairs), centre=centre, error=error, differences=differences)
 
 
 def noise_floor(scale: Array, num_calibration_pairs: int, num_pairs: int, alpha: float = 0.05) -> Array:
@@ -118,20 +153,14 @@ def noise_floor(scale: Array, num_calibration_pairs: int, num_pairs: int, alpha:
     return student_quantile(alpha / 2, num_calibration_pairs - 1) * scale / math.sqrt(num_pairs)
 
 
-def decide(
-    arms: Sequence[Looks], protocol: Protocol, *, scale: Array, num_calibration_pairs: int, over: bool = False
-) -> Outcomes:
-    """Go through the looks in order.
-
-    scale: deviation of a pair by the calibration of each experiment, (experiments,).
-    """
-    num_experiments, num_arms = len(scale), len(arms)
+def decide(arms: Sequence[Looks], protocol: Protocol, scales: Scales, *, over: bool = False) -> Outcomes:
+    """Go through the looks in order."""
+    num_experiments, num_arms = len(scales.pair_sd), len(arms)
     found = np.full((num_experiments, num_arms), Found.NOTHING, dtype=np.int64)
     last = np.full((num_experiments, num_arms), -1, dtype=np.int64)
     shared = np.full((num_experiments, num_arms), num_arms, dtype=np.int64)
     for look in range(max((len(arm.num_pairs) for arm in arms), default=0)):
         here = [a for a in range(num_arms) if look < len(arms[a].num_pairs)]
-        floors = {a: noise_floor(scale, num_calibration_pairs, arms[a].num_pairs[look], protocol.alpha) for a in here}
         undecided = found == Found.NOTHING
         for a in here:
             last[undecided[:, a], a] = look
@@ -139,10 +168,10 @@ def decide(
             differing = (found == Found.FASTER) | (found == Found.SLOWER)
             num_open = np.maximum(num_arms - differing.sum(axis=1), 1)
             for a in here:
-                _find_difference(arms[a], look, a, found, shared, num_open, floors[a], protocol, over)
+                _find_difference(arms[a], look, a, found, shared, num_open, scales, protocol, over)
         for a in here:
             still = found[:, a] == Found.NOTHING
-            found[still & _within_margin(arms[a], look, scale, protocol, over), a] = Found.SAME
+            found[still & _within_margin(arms[a], look, scales.pair_sd, protocol, over), a] = Found.SAME
     return Outcomes(found=found, look=last, num_open=shared)
 
 
@@ -153,20 +182,24 @@ def _find_difference(
     found: NDArray[np.int64],
     shared: NDArray[np.int64],
     num_open: NDArray[np.int64],
-    floor: Array,
+    scales: Scales,
     protocol: Protocol,
     over: bool,
 ) -> None:
     """Write what the test of one arm at one look finds into `found`."""
-    made, degrees = arm.num_pairs, arm.num_pairs[look] - 1
+    made, num_pairs = arm.num_pairs, arm.num_pairs[look]
     critical = np.zeros(found.shape[1] + 1)
     for divisor in np.unique(num_open).tolist():
         level = protocol.levels(made, protocol.alpha / divisor, over=over)[look]
-        critical[divisor] = student_quantile(level / 2, degrees)
+        critical[divisor] = student_quantile(level / 2, num_pairs - 1)
     still = found[:, a] == Found.NOTHING
     shared[still, a] = num_open[still]
     centre, error = arm.centre[:, look], arm.error[:, look]
+    floor = noise_floor(scales.pair_sd, scales.num_pairs, num_pairs, protocol.alpha)
     passed = still & (np.abs(centre) > critical[num_open] * error) & (np.abs(centre) > floor)
+    doubtful = np.flatnonzero(passed & (np.abs(centre) <= BEYOND * scales.largest))
+    ranks = rank_p_values(arm.differences[doubtful, :num_pairs])
+    passed[doubtful[ranks > protocol.alpha / num_open[doubtful]]] = False
     found[passed, a] = np.sign(centre[passed]).astype(np.int64)
 
 

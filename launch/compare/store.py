@@ -200,6 +200,7 @@ class KeptCalibration:
         own, estimate = self.calibration, self.calibration.estimate
         return (
             is_number(own.pair_sd, above=0)
+            and (own.largest is None or is_time(own.largest))
             and is_count(own.num_pairs, MIN_PAIRS)
             and isinstance(own.source, str)  # pyright: ignore[reportUnnecessaryIsInstance]
             and is_count(self.window, 1)

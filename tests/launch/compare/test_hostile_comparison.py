@@ -229,6 +229,9 @@ def test_a_noise_floor_that_none_can_be_is_measured_anew(run: Run, tmp_path: Pat
         for value in IMPOSSIBLE if key == ("segment_s",) else [*IMPOSSIBLE, 0]:
             file.write_text(json.dumps(changed(text, key, value)))
             assert KeptCalibration.read(file) is None, (key, value)
+    for value in IMPOSSIBLE[1:]:
+        file.write_text(json.dumps(changed(text, ("calibration", "largest"), value)))
+        assert KeptCalibration.read(file) is None, value
     for key in (("calibration", "estimate"), ("calibration", "source"), ("measured_on",)):
         file.write_text(json.dumps(changed(text, key, 3)))
         assert KeptCalibration.read(file) is None, key

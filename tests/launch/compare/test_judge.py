@@ -53,6 +53,18 @@ def test_pairs_that_are_used_up_without_an_answer_are_undecided_and_say_why() ->
     assert judge({"arm": values[:5]}, Protocol(), QUIET, over=True)["arm"].kind is not Kind.CONTINUE
 
 
+def test_pairs_in_heaps_are_undecided_where_their_signs_could_be_chance() -> None:
+    equal = calibrate([0.0, 0.05, -0.05, 0.0002, -0.0001, 0.05, 0.0, -0.0499], source="drawn")
+    values = [0.05] * 6 + [0.0498, 0.0502] * 3 + [-0.0499, -0.0502, -0.05, 0.0002]
+    found = judge({"arm": values}, Protocol(look_every=16), equal)["arm"]
+    assert found.kind is Kind.UNDECIDED
+    assert found.p_value is not None
+    assert found.level is not None
+    assert found.p_value < found.level
+    assert "by the signed ranks of the pairs p = 0.0" in found.sentence
+    assert judge({"arm": values}, Protocol(look_every=16), QUIET)["arm"].kind is Kind.SLOWER
+
+
 def test_few_pairs_have_no_verdict_whatever_they_show() -> None:
     for num_pairs in range(4):
         for over, kind in ((False, Kind.CONTINUE), (True, Kind.UNDECIDED)):

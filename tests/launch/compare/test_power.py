@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from stepladder.launch.compare.calibration import Calibration
-from stepladder.launch.compare.estimate import centre_and_error
 from stepladder.launch.compare.power import POWER, minimum_detectable_effect, pairs_needed, prospect
-from stepladder.launch.compare.sequential import Found, Protocol, decide, measure
+from stepladder.launch.compare.sequential import Found, Protocol, Scales, decide, measure
 
 TYPICAL = Calibration(pair_sd=0.011, num_pairs=8, source="test")
 KNOWN = Calibration(pair_sd=0.011, num_pairs=64, source="test")
@@ -26,10 +25,9 @@ def test_what_a_calibration_promises_is_found_in_drawn_experiments() -> None:
     protocol, num_experiments = Protocol(margin=1e-6), 4000
     multiple = math.log1p(minimum_detectable_effect(TYPICAL, protocol)) / TYPICAL.pair_sd
     drawn = np.random.default_rng(1).normal(0, 0.02, (num_experiments, 24))
-    _, error = centre_and_error(drawn[:, :8])
-    scale = error * math.sqrt(8)
-    looks = measure(drawn[:, 8:] + multiple * scale[:, None], protocol.looks)
-    found = decide([looks], protocol, scale=scale, num_calibration_pairs=8)
+    scales = Scales.of(drawn[:, :8])
+    looks = measure(drawn[:, 8:], protocol.looks).shifted(multiple * scales.pair_sd)
+    found = decide([looks], protocol, scales)
     assert (found.found == Found.SLOWER).mean() == pytest.approx(POWER, abs=0.025)
 
 

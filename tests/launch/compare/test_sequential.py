@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 
@@ -5,18 +6,22 @@ import numpy as np
 import pytest
 
 from stepladder.launch.compare.estimate import Array, centre_and_error, p_value
-from stepladder.launch.compare.noise import NOISE_SETTINGS, paired_differences, segment_medians
+from stepladder.launch.compare.noise import NOISE_SETTINGS, TWO_SPEEDS, paired_differences, segment_medians
 from stepladder.launch.compare.quantiles import student_quantile
-from stepladder.launch.compare.sequential import Found, Looks, Outcomes, Protocol, decide, measure, noise_floor
+from stepladder.launch.compare.sequential import Found, Looks, Outcomes, Protocol, Scales, decide, measure, noise_floor
 from stepladder.launch.compare.spending import nominal_levels
 
 ONE_LOOK = Protocol(max_pairs=4)
 
 
+def scales(num_experiments: int, pair_sd: float, largest: float = 0.0) -> Scales:
+    """Calibrations whose single pairs hardly differed, so that signed ranks are not asked, unless they are given."""
+    return Scales(pair_sd=np.full(num_experiments, pair_sd), largest=np.full(num_experiments, largest), num_pairs=8)
+
+
 def decided(arms: list[Array], protocol: Protocol, pair_sd: float = 0.0, *, over: bool = False) -> Outcomes:
     looks = [measure(each, protocol.looks_of(each.shape[1], over=over)) for each in arms]
-    scale = np.full(len(arms[0]), pair_sd)
-    return decide(looks, protocol, scale=scale, num_calibration_pairs=8, over=over)
+    return decide(looks, protocol, scales(len(arms[0]), pair_sd), over=over)
 
 
 def test_looks_are_every_second_pair_and_end_with_the_last() -> None:
@@ -96,6 +101,42 @@ def test_equal_arms_are_the_same_only_if_the_calibration_is_quiet_enough_for_the
     assert decided([equal], Protocol(), pair_sd=0.05).found[0, 0] == Found.NOTHING
 
 
+def ranks_by_brute_force(values: Array) -> float:
+    """Share of all patterns of signs that are as uneven as this one."""
+    ranks = np.argsort(np.argsort(abs(values))) + 1
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
+    return float((abs(signs @ ranks) >= abs(np.sign(values) @ ranks)).mean())
+
+
+@pytest.mark.parametrize("num_pairs", [4, 6, 10])
+def test_where_equal_pairs_differed_as_much_the_signed_ranks_have_to_tell_a_difference_too(num_pairs: int) -> None:
+    drawn = np.random.default_rng(7).normal(0.03, 0.02, (60, num_pairs))
+    drawn[:, -1] = -0.001
+    protocol = Protocol(margin=1e-6, max_pairs=num_pairs, look_every=num_pairs, alpha=0.2)
+    trusting = decide([measure(drawn, (num_pairs,))], protocol, scales(60, 0.0)).found[:, 0]
+    doubting = decide([measure(drawn, (num_pairs,))], protocol, scales(60, 0.0, largest=1.0)).found[:, 0]
+    by_ranks = np.array([ranks_by_brute_force(values) <= 0.2 for values in drawn])
+    assert (trusting != Found.NOTHING).any()
+    assert np.array_equal(doubting != Found.NOTHING, (trusting != Found.NOTHING) & by_ranks)
+    beyond = scales(60, 0.0, largest=0.001)
+    assert np.array_equal(decide([measure(drawn, (num_pairs,))], protocol, beyond).found[:, 0], trusting)
+
+
+@pytest.mark.parametrize("setting", TWO_SPEEDS)
+def test_equal_arms_whose_processes_have_two_speeds_differ_in_fewer_than_one_in_twenty(setting: str) -> None:
+    """Their pairs fall into heaps, between which the averages of pairs scatter less than they should."""
+    generator = np.random.default_rng(8)
+    drawn = segment_medians(TWO_SPEEDS[setting], generator, num_experiments=2000, num_segments=48)
+    differences = paired_differences(drawn, generator)
+    looks, told = measure(differences[:, 8:], Protocol().looks), Scales.of(differences[:, :8])
+    found, without = (
+        abs(decide([looks], Protocol(), each).found[:, 0]) == 1
+        for each in (told, replace(told, largest=0 * told.largest))
+    )
+    assert 0 < found.mean() < 0.05
+    assert without.mean() > found.mean()
+
+
 def test_faster_and_slower_are_mirror_images() -> None:
     arms = np.random.default_rng(2).normal(0.02, 0.01, (50, 16))
     forth, back = decided([arms], Protocol()), decided([-arms], Protocol())
@@ -117,18 +158,18 @@ def test_equal_arms_on_a_drifting_machine_differ_in_fewer_than_one_in_twenty(set
     generator, noise = np.random.default_rng(4), NOISE_SETTINGS[setting]
     drawn = segment_medians(noise, generator, num_experiments=1500, num_segments=48)
     differences = paired_differences(drawn, generator)
-    _, error = centre_and_error(differences[:, :8])
+    told = Scales.of(differences[:, :8])
     looks = measure(differences[:, 8:], Protocol().looks)
-    found = decide([looks], Protocol(), scale=error * math.sqrt(8), num_calibration_pairs=8)
+    found = decide([looks], Protocol(), told)
     differing = (found.found == Found.FASTER) | (found.found == Found.SLOWER)
     assert 0 < differing.mean() < 0.05
-    helped = decide([looks.shifted(-0.05)], Protocol(), scale=error * math.sqrt(8), num_calibration_pairs=8)
+    helped = decide([looks.shifted(-0.05)], Protocol(), told)
     assert (helped.found == Found.FASTER).mean() > 0.9
 
 
 def test_no_pairs_and_no_arms_find_nothing() -> None:
-    none = Looks(num_pairs=(), centre=np.zeros((1, 0)), error=np.zeros((1, 0)))
-    found = decide([none], Protocol(), scale=np.zeros(1), num_calibration_pairs=8)
+    none = Looks(num_pairs=(), centre=np.zeros((1, 0)), error=np.zeros((1, 0)), differences=np.zeros((1, 0)))
+    found = decide([none], Protocol(), scales(1, 0.0))
     assert (found.found.tolist(), found.look.tolist()) == ([[0]], [[-1]])
 
 
