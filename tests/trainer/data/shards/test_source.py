@@ -4,7 +4,9 @@ import http.server
 import itertools
 import json
 import os
+import struct
 import threading
+import zlib
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -148,6 +150,33 @@ def test_a_damaged_image_stops_the_run_with_its_file_and_key_or_counts_nothing(t
             list(
                 islice(host_batches(skip, share, loader, first_step=0, pin=False, meter=LoaderMeter(max_skipped=1)), 2)
             )
+
+
+def claims(width: int, height: int) -> bytes:
+    """A PNG that says it is so large, of which there is nothing but the beginning."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(1000))
+    chunks = (struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in (header, data))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "keys", "said"),
+    [
+        ((8001, 8000), {}, r"has 8001 x 8000 pixels, more than data\.shards\.max_megapixels"),
+        ((101, 100), {"max_megapixels": 0.01}, r"has 101 x 100 pixels, more than data\.shards\.max_megapixels"),
+        ((60_000, 60_000), {"max_megapixels": 1e6}, r"cannot be decoded \(.*decompression bomb"),
+    ],
+)
+def test_an_image_that_would_fill_the_memory_is_damage_before_it_is_decoded(
+    tmp_path: Path, claimed: tuple[int, int], keys: dict[str, Any], said: str
+) -> None:
+    (path,) = numbered_shards(tmp_path / "s", [4], ending="png")
+    replaced(path, {"000002.png": claims(*claimed)})
+    with pytest.raises(DataError, match=rf"shard-000\.tar: sample '000002' {said}"):
+        source(table(tmp_path / "s", held_out=1e-9, **keys)).__getitems__([2])
+    skip = source(table(tmp_path / "s", held_out=1e-9, on_error="skip", **keys))
+    assert skip.__getitems__([1, 2]).labels.tolist() == [1, -100]
 
 
 @pytest.mark.parametrize("loader", [LoaderConfig(num_workers=2), LoaderConfig(num_workers=2, worker_kind="thread")])
