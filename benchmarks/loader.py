@@ -19,8 +19,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -177,24 +179,28 @@ def compared(rates: dict[Arm, list[float]]) -> list[dict[str, Any]]:
     return rows
 
 
+def sources_of_python() -> Iterator[Path]:
+    """Python files that are installed here: the standard library, then packages."""
+    for key in ("stdlib", "platlib"):
+        yield from sorted(Path(sysconfig.get_path(key)).rglob("*.py"))
+
+
 def packing(folder: Path, *, turns: int, megabytes: int) -> dict[str, Any]:
     """Bytes a second of `stepladder data pack` beside `tokenizers` with as many threads, on the same documents."""
     from tokenizers import Tokenizer
 
     from stepladder.trainer.data.pack.job import default_workers
     from stepladder.trainer.data.pack.tokenizer import train
-    from stepladder.trainer.data.tokens import stdlib_documents
 
     (folder / "texts").mkdir()
-    texts = list[str]()
-    for document in stdlib_documents():
-        texts.append(document.text.decode("utf-8", "replace"))
-        (folder / "texts" / f"{len(texts)}.txt").write_text(texts[-1])
-        if sum(map(len, texts)) > megabytes << 20:
+    texts, num_bytes = list[str](), 0
+    for path in sources_of_python():
+        texts.append(path.read_text("utf-8", "replace"))
+        num_bytes += (folder / "texts" / f"{len(texts)}.txt").write_bytes(texts[-1].encode())
+        if num_bytes > megabytes << 20:
             break
-    num_bytes = sum(len(text.encode()) for text in texts)
     model = folder / "tokenizer.json"
-    train(texts[::4], 4096, model)
+    train(texts[::16], 4096, model)
     tokenizer, cores = Tokenizer.from_file(str(model)), default_workers()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     own, alone = list[float](), list[float]()
@@ -250,7 +256,7 @@ def main() -> int:
             rows = compared(rates)
             result[workload] = {"rates": {arm.label: rates[arm] for arm in rates}, "compared": rows}
         if options.only in (None, "packing"):
-            result["packing"] = packing(folder, turns=min(turns, 5), megabytes=2 if options.quick else 24)
+            result["packing"] = packing(folder, turns=min(turns, 5), megabytes=2 if options.quick else 96)
     failed = [
         f"{workload}: {row['ratio']:.2f}x {row['theirs']}"
         for workload in ("text", "images")
