@@ -69,7 +69,7 @@ def of_hta(trace: Trace, *, compat: bool = False) -> Tables:
 
 def of_what_if(trace: Trace) -> Tables:
     """What a step of median length would gain."""
-    return {"what_if": critical_path.what_if(critical_path.dependencies(trace, step=_median_step(trace)))}
+    return {"what_if": critical_path.what_if(tidily(critical_path.dependencies)(trace, step=_median_step(trace)))}
 
 
 def of_names(trace: Trace, *, compat: bool = False) -> Tables:

@@ -51,10 +51,11 @@ def dependencies(trace: Trace, *, step: int | None = None) -> Graph:
     points = join(
         beginning(window[0], trace.rank), threads.points, device.chains(trace, tasks), backend.chains(trace, ranges)
     )
-    used, label = np.unique(points.label, return_inverse=True)
+    del threads  # what is not needed any more would count to the most memory that a look takes
+    used = np.unique(points.label)
     said = words(trace.events["name"])
     names = [host.NOTHING if code < 0 else said[code] for code in used.tolist()]
-    points = dataclasses.replace(points, label=label.astype(np.int32))
+    points = dataclasses.replace(points, label=np.searchsorted(used, points.label).astype(np.int32))
     found = dataclasses.replace(found, source=found.source + 1, target=found.target + 1)
     return settle(
         points,

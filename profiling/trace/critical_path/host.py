@@ -39,7 +39,7 @@ class Threads:
         if not len(self.row):
             return np.full(len(rows), -1, dtype=np.int64)
         found = np.minimum(np.searchsorted(self.row, rows), len(self.row) - 1)
-        return np.where(self.row[found] == rows, points[found], -1)
+        return np.where(self.row[found] == rows, points[found].astype(np.int64), -1)
 
 
 def main_track(trace: Trace) -> int:
@@ -87,7 +87,7 @@ def threads(trace: Trace, *, main: int, others: list[int], window: tuple[int, in
     n = len(ts)
     event = order // 2
     time = np.where(order % 2 == 0, ts[event], stop[event])
-    before = np.concatenate([[-1], inner])[: 2 * n].astype(np.int64)
+    before = np.concatenate([[-1], inner])[: 2 * n].astype(np.int32)
     track = kept["track"].to_numpy().astype(np.int32)[event]
     first = np.concatenate([[True], track[1:] != track[:-1]]) if n else np.zeros(0, dtype=bool)
     kinds = [CATEGORIES.index(_OF_KIND.get(Kind(word), Category.PYTHON)) for word in words(kept["kind"])]
@@ -96,8 +96,8 @@ def threads(trace: Trace, *, main: int, others: list[int], window: tuple[int, in
     category = np.array([*kinds, CATEGORIES.index(Category.PYTHON)])[
         np.where(there, kept["kind"].to_physical().to_numpy()[some].astype(np.int64), -1)
     ]
-    at = np.empty(2 * n, dtype=np.int64)
-    at[order] = np.arange(2 * n)
+    at = np.empty(2 * n, dtype=np.int32)
+    at[order] = np.arange(2 * n, dtype=np.int32)
     points = Points(
         time=time,
         first=first,
@@ -120,19 +120,19 @@ def _nested(ts: np.ndarray, stop: np.ndarray, track: np.ndarray) -> tuple[np.nda
     The innermost event at a depth is the last that began at it, so one stable sort by depth finds all of them.
     """
     n = len(ts)
-    border = np.arange(2 * n)
-    event, closes = border // 2, border % 2 == 1
-    time = np.where(closes, stop[event], ts[event])
+    border = np.arange(2 * n, dtype=np.int32)  # as short as it can be: steps of a million events are looked at
+    closes = border % 2 == 1
+    time = np.stack([ts, stop], axis=1).ravel()
     # At one time: what ends, the innermost first; then what begins, the outermost first, and what has no length.
-    late = ~(closes & (stop > ts)[event])
-    order = np.lexsort((np.where(late, border, -border), late, time, track[event]))
-    depth = np.cumsum(np.where(closes[order], -1, 1))
-    by_depth = np.argsort(depth, kind="stable")
-    opens = ~closes[order][by_depth]
-    last = np.maximum.accumulate(np.where(opens, np.arange(2 * n), 0))
-    inner = np.empty(2 * n, dtype=np.int64)
-    inner[by_depth] = event[order][by_depth[last]] if n else 0
-    return order, depth, np.where(depth > 0, inner, -1)
+    late = ~(closes & np.repeat(stop > ts, 2))
+    order = np.lexsort((np.where(late, border, -border), late, time, np.repeat(track, 2))).astype(np.int32)
+    del time, late
+    depth = np.cumsum(np.where(closes[order], np.int8(-1), np.int8(1)), dtype=np.int32)
+    by_depth = np.argsort(depth, kind="stable").astype(np.int32)
+    last = np.maximum.accumulate(np.where(closes[order][by_depth], np.int32(0), border))
+    inner = np.empty(2 * n, dtype=np.int32)
+    inner[by_depth] = order[by_depth[last]] // 2 if n else 0
+    return order, depth, np.where(depth > 0, inner, np.int32(-1))
 
 
 def handoffs(found: Threads, backward: list[int]) -> tuple[Edges, np.ndarray]:
