@@ -3,15 +3,13 @@
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..profiling.trace.spelling import printable
-from ..strategies.errors import PluginError
-from . import climb_command, compare_command, data_command, place_command, topo_command, trace_command
-from .engines import job
 from .errors import ExitCode, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -25,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     try:
-        return options.command(options, given)
-    except (UsageError, PluginError) as error:
-        _complain(getattr(error, "problems", (str(error),)))
+        return _carried_out(options, given)
+    except UsageError as error:
+        _complain(error.problems)
         return ExitCode.USAGE
     except KeyboardInterrupt:  # before there are ranks that could stop after a whole step
         return ExitCode.INTERRUPTED
@@ -36,9 +34,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
 
 
+def _carried_out(options: argparse.Namespace, given: Sequence[str]) -> int:
+    """Raises: UsageError, of a plugin that cannot be loaded too."""
+    try:
+        return options.command(options, given)
+    except Exception as error:
+        from ..strategies.errors import PluginError  # only here: it brings every strategy with it
+
+        if isinstance(error, PluginError):
+            raise UsageError(str(error)) from error
+        raise
+
+
 def _complain(problems: Sequence[str]) -> None:
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
+
+
+_Command = Callable[[argparse.Namespace, Sequence[str]], int]
+
+
+class _Subcommand(argparse.ArgumentParser):
+    """The parser of a command, which gets its arguments when it is the one that was chosen: loading all takes long."""
+
+    fill: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse does."""
+        if self.fill:
+            self.fill(self)
+            self.fill = None
+        return super().parse_known_args(args, namespace)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,70 +76,31 @@ def _parser() -> argparse.ArgumentParser:
     from .. import __version__
 
     parser.add_argument("--version", action="version", version=f"stepladder {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    _add_run(commands)
-
-    check = commands.add_parser("check", help="say what a recipe means, or everything that is wrong with it")
-    _recipe_arguments(check)
-    check.set_defaults(command=_check)
-
-    diff = commands.add_parser("diff", help="say in what two recipes differ")
-    diff.add_argument("before", metavar="RECIPE_A")
-    diff.add_argument("after", metavar="RECIPE_B")
-    diff.set_defaults(command=_diff)
-
-    strategies = commands.add_parser("strategies", help="the table of techniques, or the page of one")
-    strategies.add_argument("name", nargs="?", help="a strategy, for its page and its keys")
-    strategies.set_defaults(command=_strategies)
-
-    trace = commands.add_parser("trace", help="where the time of a step went, from traces of any PyTorch run")
-    trace_command.add_arguments(trace)
-    trace.set_defaults(command=trace_command.run)
-
-    _add_measuring(commands)
-
-    data = commands.add_parser("data", help="pack text into token files, look at what a recipe trains on")
-    data_command.add_arguments(data)
-    data.set_defaults(command=data_command.run)
-
-    topo = commands.add_parser("topo", help="how this machine's GPUs are connected, what is slow, what is odd")
-    topo_command.add_arguments(topo)
-    topo.set_defaults(command=topo_command.run)
-
-    place = commands.add_parser("place", help="which rank belongs on which device of which machine, and why")
-    place_command.add_arguments(place)
-    place.set_defaults(command=place_command.run)
-
-    compatibility = commands.add_parser("compatibility", help="what works together, and what instead (Markdown)")
-    compatibility.set_defaults(command=_compatibility)
-
-    recipes = commands.add_parser("recipes", help="list the shipped recipes")
-    recipes.set_defaults(command=_recipes)
-
-    keys = commands.add_parser("keys", help="every key of a recipe with its type, default and meaning (Markdown)")
-    keys.set_defaults(command=_keys)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Subcommand)
+    for name, (about, fill) in _COMMANDS.items():
+        commands.add_parser(name, help=about).fill = fill
     return parser
 
 
-def _add_run(commands: Any) -> None:
-    run = commands.add_parser("run", help="train a recipe; starts its ranks, or is one of them under torchrun")
-    _run_arguments(run)
-    run.set_defaults(command=_run)
+def _only(command: _Command) -> Callable[[argparse.ArgumentParser], None]:
+    """A command without arguments."""
+    return lambda parser: parser.set_defaults(command=command)
 
 
-def _add_measuring(commands: Any) -> None:
-    """Commands that run recipes in order to measure them."""
-    compare = commands.add_parser("compare", help="which of several recipes is faster, by how much, and why")
-    compare_command.add_arguments(compare)
-    compare.set_defaults(command=compare_command.run)
+def _in_module(name: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Arguments and function of a command that has a module of its own."""
 
-    climb = commands.add_parser("climb", help="make a recipe faster by itself, and keep a notebook")
-    climb_command.add_arguments(climb)
-    climb.set_defaults(command=climb_command.run)
+    def fill(parser: argparse.ArgumentParser) -> None:
+        module = import_module(f".{name}", __package__)
+        module.add_arguments(parser)
+        parser.set_defaults(command=module.run)
+
+    return fill
 
 
 def _run_arguments(run: argparse.ArgumentParser) -> None:
+    from .engines import job
+
     _recipe_arguments(run)
     run.add_argument("--out", type=Path, metavar="FOLDER", help="run folder (default: runs/<name>-<date>-<time>-<id>)")
     run.add_argument("--resume", action="store_true", help="continue the run in --out after its last checkpoint")
@@ -130,6 +117,23 @@ def _run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--backwards", action="store_true", help=argparse.SUPPRESS)
     run.add_argument("--same-batch", action="store_true", help=argparse.SUPPRESS)  # the step alone, for `data bench`
     job.add_arguments(run)
+    run.set_defaults(command=_run)
+
+
+def _check_arguments(check: argparse.ArgumentParser) -> None:
+    _recipe_arguments(check)
+    check.set_defaults(command=_check)
+
+
+def _diff_arguments(diff: argparse.ArgumentParser) -> None:
+    diff.add_argument("before", metavar="RECIPE_A")
+    diff.add_argument("after", metavar="RECIPE_B")
+    diff.set_defaults(command=_diff)
+
+
+def _strategies_arguments(strategies: argparse.ArgumentParser) -> None:
+    strategies.add_argument("name", nargs="?", help="a strategy, for its page and its keys")
+    strategies.set_defaults(command=_strategies)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +151,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from ..trainer.data.check import check_data
     from ..trainer.data.errors import DataError
     from ..trainer.data.tokens import silent
+    from .engines import job
     from .instruments import Instruments
     from .ranks import Ranks, StopRequest
 
@@ -202,7 +207,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
 def _hand_over(options: argparse.Namespace) -> int:
     """Give the run to a scheduler of other machines."""
-    from .engines import kubernetes, slurm
+    from .engines import job, kubernetes, slurm
     from .outputs import show_text
 
     wanted = job.job_of(options)
@@ -291,3 +296,21 @@ def _keys(options: argparse.Namespace, given: Sequence[str]) -> int:
 
     print(manual.keys())
     return ExitCode.DONE
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "run": ("train a recipe; starts its ranks, or is one of them under torchrun", _run_arguments),
+    "check": ("say what a recipe means, or everything that is wrong with it", _check_arguments),
+    "diff": ("say in what two recipes differ", _diff_arguments),
+    "strategies": ("the table of techniques, or the page of one", _strategies_arguments),
+    "trace": ("where the time of a step went, from traces of any PyTorch run", _in_module("trace_command")),
+    "compare": ("which of several recipes is faster, by how much, and why", _in_module("compare_command")),
+    "climb": ("make a recipe faster by itself, and keep a notebook", _in_module("climb_command")),
+    "data": ("pack text into token files, look at what a recipe trains on", _in_module("data_command")),
+    "topo": ("how this machine's GPUs are connected, what is slow, what is odd", _in_module("topo_command")),
+    "place": ("which rank belongs on which device of which machine, and why", _in_module("place_command")),
+    "compatibility": ("what works together, and what instead (Markdown)", _only(_compatibility)),
+    "recipes": ("list the shipped recipes", _only(_recipes)),
+    "keys": ("every key of a recipe with its type, default and meaning (Markdown)", _only(_keys)),
+}
+"""In the order of the help: what each is for, and what gives its parser arguments and a function."""

@@ -346,7 +346,7 @@ def test_what_a_kill_leaves_half_written_is_not_read(run: Run, tmp_path: Path) -
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["arms"]) == 2
 
 
-def test_a_pilot_that_hangs_is_given_up_when_the_budget_is(run: Run) -> None:
+def test_a_pilot_that_hangs_is_given_up_when_the_budget_is(run: Run, tmp_path: Path) -> None:
     timeouts: list[float | None] = []
 
     class Machine(Landscape):
@@ -357,7 +357,7 @@ def test_a_pilot_that_hangs_is_given_up_when_the_budget_is(run: Run) -> None:
     run(Machine(step_s), budget_s=600.0)
     assert timeouts[:2] == [600.0, 590.0]
     timeouts.clear()
-    run(Machine(step_s), out=None, budget_s=None)
+    run(Machine(step_s), out=tmp_path / "other", budget_s=None)
     assert timeouts[:2] == [None, 1800.0]
 
 
