@@ -1,7 +1,11 @@
 """What a user can have got wrong, and the codes with which the command ends."""
 
+import sys
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
+
+from ..profiling.trace.spelling import printable
 
 
 class ExitCode(IntEnum):
@@ -37,3 +41,9 @@ class RecipeError(UsageError):
         """The recipe with defaults in place of what was refused; None if nothing can be made of it."""
         self.doubtful = doubtful
         """Keys whose value in the draft is not what the user meant."""
+
+
+def complain(problems: Iterable[str]) -> None:
+    """Say what is wrong, a line each."""
+    for problem in problems:
+        print(f"error: {printable(problem)}", file=sys.stderr)
