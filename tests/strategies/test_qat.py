@@ -1,6 +1,8 @@
 """Layers compute with rounded numbers, as rounding by hand does; gradients pass as if nothing were rounded."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,3 +145,29 @@ def test_a_tiny_decoder_trains_with_it(make_program: Callable[..., Program], mak
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.slow
+def test_shards_copies_and_a_compiled_model_train_alike(stepladder: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        "[run]\nnum_steps = 6\nlog_every = 1\ndevice = 'cpu'\n[model.decoder]\ndim = 32\nnum_layers = 2\nffn_dim = 64\n"
+        "[data.synthetic]\n[batch]\nmicrobatch_size = 2\nsequence_length = 32\n[strategies.adamw]\n[strategies.qat]\n"
+    )
+    arms = {
+        "whole": ("batch.microbatch_size=4",),
+        "compiled": ("batch.microbatch_size=4", "strategies.compile={}"),
+        "copies": ("strategies.ddp={}", "run.cpu_ranks=2"),
+        "shards": ("strategies.fsdp2={}", "run.cpu_ranks=2"),
+    }
+    losses: dict[str, list[float]] = {}
+    for name, changes in arms.items():
+        done = stepladder(
+            "run", recipe, "--out", tmp_path / name, *(word for each in changes for word in ("--set", each))
+        )
+        assert done.returncode == 0, done.stderr
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        losses[name] = [each["loss"] for each in lines if each["kind"] == "train"]
+    assert len(losses["whole"]) == 6
+    for name in arms:
+        assert losses[name] == pytest.approx(losses["whole"], rel=2e-3), name  # a number may round the other way
