@@ -145,6 +145,8 @@ class Assembly:
         base = source.header.get("baseTimeNanoseconds")
         ts = self._columns.pop("ts").values()
         shift = base if isinstance(base, int) and 0 <= base < 1 << 61 and int(np.abs(ts).max()) < 1 << 61 else 0
+        if not shift:
+            source.header.pop("baseTimeNanoseconds", None)  # what nobody added, nobody shall take away again
         ts += shift
         dur = self._columns.pop("dur").values()
         order = _by_time(ts, dur).astype(np.uint32)

@@ -23,7 +23,7 @@ from isal.isal_zlib import crc32
 from .heap import tidily
 from .tables import Trace, are_sound, version_of
 
-FORMAT = 4
+FORMAT = 5
 """To be raised with every change of the tables or of what is a kind."""
 _FOLDER = ".stepladder-cache"
 _TABLES = ("events", "instants", "tracks")

@@ -128,10 +128,9 @@ def _of_step(trace: Trace, step: int | None) -> pl.DataFrame:
 
 def _rounded(trace: Trace, rows: pl.DataFrame) -> pl.DataFrame:
     """Rows with HTA's times, in nanoseconds; a trace in whole microseconds is left as it is."""
-    base = trace.header.get("baseTimeNanoseconds")
-    ts = trace.events["ts"].to_numpy() - (base if isinstance(base, int) else 0)
+    ts = trace.events["ts"].to_numpy() - trace.base_ns
     if not (ts % _US).any():
         return rows
-    start = rows["ts"].to_numpy() - (base if isinstance(base, int) else 0)
+    start = rows["ts"].to_numpy() - trace.base_ns
     first, last = -(-start // _US), (start + rows["dur"].to_numpy()) // _US
     return rows.with_columns(dur=pl.Series((last - first) * _US, dtype=pl.Int64))

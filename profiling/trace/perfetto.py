@@ -200,8 +200,6 @@ def _valid(piece: bytes) -> tuple[bytes, int]:
 
 def _added(trace: Trace, counters: pl.DataFrame, ranges: pl.DataFrame) -> Iterator[str]:
     """Events of ours, a text of several at a time."""
-    base = trace.header.get("baseTimeNanoseconds")
-    base_ns = base if isinstance(base, int) and 0 <= base < 1 << 61 else 0
     taken = set(trace.tracks["pid"].to_list())
     pid = next(number for number in range(_FIRST_PID, _FIRST_PID + len(taken) + 1) if number not in taken)
     said = {"ph": "M", "pid": pid, "tid": 0, "ts": 0}
@@ -214,7 +212,7 @@ def _added(trace: Trace, counters: pl.DataFrame, ranges: pl.DataFrame) -> Iterat
         yield from _lines(
             mine,
             pl.lit(f'{{"ph": "X", "cat": "stepladder", "pid": {pid}, "tid": {tid}, "ts": '),
-            _microseconds(pl.col("start_ns") - base_ns),
+            _microseconds(pl.col("start_ns") - trace.base_ns),
             pl.lit(', "dur": '),
             _microseconds(pl.col("dur_ns")),
             pl.lit(', "name": '),
@@ -224,7 +222,7 @@ def _added(trace: Trace, counters: pl.DataFrame, ranges: pl.DataFrame) -> Iterat
     yield from _lines(
         counters.filter(pl.col("value").is_finite()).with_columns(_quoted("track"), _quoted("series")),
         pl.lit(f'{{"ph": "C", "pid": {pid}, "ts": '),
-        _microseconds(pl.col("ts_ns") - base_ns),
+        _microseconds(pl.col("ts_ns") - trace.base_ns),
         pl.lit(', "name": '),
         pl.col("track"),
         pl.lit(', "args": {'),

@@ -90,6 +90,11 @@ class Trace(Keeper):
     kept_in: Path | None = None
     """The folder of its cache, if it has one."""
 
+    @property
+    def base_ns(self) -> int:
+        """What the writer had taken from all times and reading has added again; 0 if the file does not tell."""
+        return self.header.get("baseTimeNanoseconds", 0)
+
     @cached_property
     def device(self) -> pl.DataFrame:
         """What occupied a device: kernels, copies, fills."""

@@ -85,8 +85,7 @@ def _mind_pairs(trace: Trace, some: pl.DataFrame) -> None:
 
 def _in_microseconds(trace: Trace, *, rounding: bool) -> pl.DataFrame:
     """Every event that HTA loads, with times as it has them, and whether it takes it for one on a device."""
-    base = trace.header.get("baseTimeNanoseconds")
-    ts_ns = trace.events["ts"].to_numpy() - (base if isinstance(base, int) and 0 <= base < 1 << 61 else 0)
+    ts_ns = trace.events["ts"].to_numpy() - trace.base_ns
     # The float that a reader of JSON makes is q + r/1000, rounded once: q fits a double, and r/1000 is near no tie.
     whole, part = np.divmod(ts_ns, NS_PER_US)
     ts, dur = whole + part / NS_PER_US, trace.events["dur"].to_numpy() / NS_PER_US

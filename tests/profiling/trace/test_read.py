@@ -18,6 +18,7 @@ from stepladder.profiling.trace.files import trace_files
 from stepladder.profiling.trace.job import Reading, for_each, open_trace
 from stepladder.profiling.trace.kinds import Kind, kind_of
 from stepladder.profiling.trace.load import read_trace
+from stepladder.profiling.trace.operations import operations
 from stepladder.profiling.trace.source import Limits
 from stepladder.profiling.trace.tables import Trace
 
@@ -91,14 +92,18 @@ def test_digits_below_a_nanosecond_are_cut_off(tmp_path: Path) -> None:
 
 def test_the_base_time_of_the_file_is_added(tmp_path: Path) -> None:
     found = read_trace(write(tmp_path, event(), baseTimeNanoseconds=1_700_000_000_000_000_000))
+    assert found.base_ns == 1_700_000_000_000_000_000
     assert found.events["ts"].to_list() == [1_700_000_000_000_010_500]
 
 
-def test_a_base_time_beyond_all_dates_is_left_out_everywhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", [1 << 70, 1 << 61, -(1 << 70), -5, "x", 1.5, None, 0])
+def test_a_base_time_that_is_no_date_is_left_out_everywhere(tmp_path: Path, base: object) -> None:
     instant = {"ph": "i", "name": "mark", "pid": 1, "tid": 2, "ts": 4}
-    found = read_trace(write(tmp_path, event(), instant, baseTimeNanoseconds=1 << 70))
+    found = read_trace(write(tmp_path, event(), instant, baseTimeNanoseconds=base))
     assert found.events["ts"].to_list() == [10500]
     assert found.instants["ts"].to_list() == [4000]
+    assert found.base_ns == 0
+    assert operations(found, compat=True).height == 1
 
 
 def test_members_behind_the_events_are_read_as_those_before_them(tmp_path: Path) -> None:
