@@ -129,9 +129,9 @@ def read_kept(path: Path) -> Kept:
 
 def write_kept(path: Path, kept: Kept) -> None:
     """Keep it, whole or not at all: it may be killed at any time."""
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(json.dumps(kept, indent=1) + "\n")
-    partial.replace(path)
+    from stepladder.launch.compare.store import write_json
+
+    write_json(path, kept)
 
 
 def planned(options: argparse.Namespace) -> Iterator[tuple[str, int]]:

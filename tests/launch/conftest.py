@@ -47,3 +47,11 @@ def recipe_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny(recipe_file: Callable[..., Path]) -> Path:
     return recipe_file()
+
+
+@pytest.fixture
+def made_up_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comparisons on a `Landscape` need around them."""
+    from landscape import on_made_up_machines  # only here: most tests of the launcher compare nothing
+
+    on_made_up_machines(tmp_path, monkeypatch)

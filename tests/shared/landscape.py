@@ -34,6 +34,11 @@ sequence_length = 32
 """A recipe that is never run."""
 
 
+def quicker_collecting(recipe: Recipe) -> float:
+    """Seconds of a step that is a fifth shorter where garbage is collected in each: something that tells two arms."""
+    return 0.1 * (0.8 if recipe.run.gc_every == 1 else 1.0)
+
+
 def on_made_up_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own for a test, and no time for the prospects, which other tests look at."""
     monkeypatch.setenv("STEPLADDER_CACHE", str(tmp_path / "cache"))

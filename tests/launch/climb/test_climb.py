@@ -27,6 +27,8 @@ from stepladder.launch.plan import make_plan
 from stepladder.launch.recipe import read, recipe_hash
 from stepladder.launch.schema import Recipe
 
+pytestmark = pytest.mark.usefixtures("made_up_machines")
+
 SLOW = """
 [strategies.accumulation]
 num_microbatches = 16
@@ -73,11 +75,6 @@ def profiled(arm: Arm, folder: Path) -> Profile:
     parts = {"matrix products": products, "optimizer": optimizer, "idle": idle}
     parts["pointwise"] = whole - sum(parts.values())
     return Profile(shares={part: each / whole for part, each in parts.items()}, advice=advice)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_made_up_machines(tmp_path, monkeypatch)
 
 
 Call = Callable[..., Climb]

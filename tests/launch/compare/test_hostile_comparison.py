@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from landscape import Killed, Landscape, on_made_up_machines
+from landscape import Killed, Landscape, quicker_collecting
 
 from stepladder.launch import recipe as recipes
 from stepladder.launch.cli import main
@@ -33,18 +33,11 @@ from stepladder.launch.errors import ExitCode, UsageError
 from stepladder.launch.plan import make_plan
 from stepladder.launch.schema import Recipe
 
+pytestmark = pytest.mark.usefixtures("made_up_machines")
+
 ARM = "fast=run.gc_every=1"
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 Run = Callable[..., Results]
-
-
-def step_s(recipe: Recipe) -> float:
-    return 0.1 * (0.8 if recipe.run.gc_every == 1 else 1.0)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_made_up_machines(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -131,7 +124,7 @@ def test_a_folder_with_other_things_is_left_as_it_is(run: Run, tmp_path: Path) -
     recipe.write_text("mine")
     (tmp_path / "out" / "README.md").touch()
     with pytest.raises(UsageError, match=r"holds other things \(README.md\)"):
-        run(Landscape(step_s))
+        run(Landscape(quicker_collecting))
     assert recipe.read_text() == "mine"
 
 
@@ -139,7 +132,7 @@ def test_a_file_and_a_path_that_cannot_be_are_refused(run: Run, tmp_path: Path) 
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300), tmp_path / "null\0"):
         with pytest.raises(UsageError, match="cannot be written"):
-            run(Landscape(step_s), out=out)
+            run(Landscape(quicker_collecting), out=out)
 
 
 def test_two_comparisons_in_one_folder_do_not_meet(run: Run, tmp_path: Path) -> None:
@@ -151,15 +144,15 @@ def test_two_comparisons_in_one_folder_do_not_meet(run: Run, tmp_path: Path) -> 
             recipes_before = (tmp_path / "out" / "recipes" / "fast.toml").read_text()
             for more in ({}, {"resume": True}):
                 with pytest.raises(UsageError) as refused:
-                    run(Landscape(step_s), "fast=run.gc_every=1", **more)
+                    run(Landscape(quicker_collecting), "fast=run.gc_every=1", **more)
                 met.extend(refused.value.problems)
             (tmp_path / "out" / "experiment.json").rename(tmp_path / "hidden")  # as if it had not come so far yet
             with pytest.raises(UsageError) as refused:
-                run(Landscape(step_s), "fast=run.gc_every=2")
+                run(Landscape(quicker_collecting), "fast=run.gc_every=2")
             met.extend(refused.value.problems)
             (tmp_path / "hidden").rename(tmp_path / "out" / "experiment.json")
             assert (tmp_path / "out" / "recipes" / "fast.toml").read_text() == recipes_before
-        return step_s(recipe)
+        return quicker_collecting(recipe)
 
     run(Landscape(meet))
     assert len(met) == 3
@@ -170,24 +163,24 @@ def test_a_comparison_that_was_killed_before_it_had_begun_can_begin(run: Run, tm
     (tmp_path / "out" / "recipes").mkdir(parents=True)
     (tmp_path / "out" / "recipes" / ".partial-fast.toml").write_text("half")
     (tmp_path / "out" / ".lock").touch()
-    assert run(Landscape(step_s)).arms[1].verdict is not None
+    assert run(Landscape(quicker_collecting)).arms[1].verdict is not None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"arms": 3}', '{"arms": {}, "declared": 1, "machine": 2}'])
 def test_a_damaged_experiment_is_not_resumed(run: Run, tmp_path: Path, text: str) -> None:
     with pytest.raises(Killed):
-        run(Landscape(step_s, kill_at=3))
+        run(Landscape(quicker_collecting, kill_at=3))
     (tmp_path / "out" / "experiment.json").write_text(text)
     with pytest.raises(UsageError, match=r"^--resume: .*(holds no comparison|damaged|holds another comparison)"):
-        run(Landscape(step_s), resume=True)
+        run(Landscape(quicker_collecting), resume=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"arm": 1, "segment": 3, "times": 5}'])
 def test_a_damaged_segment_is_measured_again(run: Run, tmp_path: Path, text: str) -> None:
     with pytest.raises(Killed):
-        run(Landscape(step_s, kill_at=12))
+        run(Landscape(quicker_collecting, kill_at=12))
     (tmp_path / "out" / "segments" / "pair-000-fast.json").write_text(text)
-    second = Landscape(step_s)
+    second = Landscape(quicker_collecting)
     run(second, resume=True)
     assert any(place.endswith("pair-000-fast") for place in second.order)
     assert not any(place.endswith("pair-000-baseline") for place in second.order)
@@ -212,7 +205,7 @@ def test_a_segment_that_none_can_be_is_not_believed(
     run: Run, tmp_path: Path, keys: tuple[str, ...], values: list[Any]
 ) -> None:
     with pytest.raises(Killed):
-        run(Landscape(step_s, kill_at=12))
+        run(Landscape(quicker_collecting, kill_at=12))
     text = (tmp_path / "out" / "segments" / "pair-000-fast.json").read_text()
     Measured.from_json(json.loads(text))
     for value in values:
@@ -221,7 +214,7 @@ def test_a_segment_that_none_can_be_is_not_believed(
 
 
 def test_a_noise_floor_that_none_can_be_is_measured_anew(run: Run, tmp_path: Path) -> None:
-    run(Landscape(step_s))
+    run(Landscape(quicker_collecting))
     file = tmp_path / "out" / "calibration.json"
     text = file.read_text()
     assert KeptCalibration.read(file) is not None
@@ -248,11 +241,11 @@ def changed(text: str, keys: tuple[str, ...], value: Any) -> Any:
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "[]", "{", '{"budget_s": "x"}'])
 def test_damaged_results_are_made_again(run: Run, tmp_path: Path, text: str) -> None:
-    first = run(Landscape(step_s))
+    first = run(Landscape(quicker_collecting))
     file = tmp_path / "out" / "results.json"
     before = json.loads(file.read_text())
     file.write_text(text)
-    again = Landscape(step_s)
+    again = Landscape(quicker_collecting)
     assert run(again, resume=True).arms[1].verdict == first.arms[1].verdict
     assert again.order == []
     assert json.loads(file.read_text())["arms"] == before["arms"]
@@ -281,10 +274,10 @@ def test_a_disk_that_is_full_at_any_write_costs_nothing_that_was_measured(
             raise FULL
         real(path, write)
 
-    whole = run(Landscape(step_s), out=tmp_path / "whole")
+    whole = run(Landscape(quicker_collecting), out=tmp_path / "whole")
     (tmp_path / "cache" / "calibrations").rename(tmp_path / "kept")
     monkeypatch.setattr(store, "publish", publish)
-    machine, told = Landscape(step_s), list[str]()
+    machine, told = Landscape(quicker_collecting), list[str]()
     for resume in itertools.chain([False], itertools.repeat(True, 30)):
         try:
             found = run(machine, resume=resume)
@@ -309,7 +302,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(run: Run, tmp_path: Path) -> N
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "calibrations").touch()
     said: list[str] = []
-    assert run(Landscape(step_s), say=said.append).arms[1].verdict is not None
+    assert run(Landscape(quicker_collecting), say=said.append).arms[1].verdict is not None
     assert any(line.startswith("note: the noise floor is not kept") for line in said)
 
 
@@ -335,13 +328,13 @@ def test_a_run_that_finds_the_disk_full_says_nothing_of_its_arm(
 
 def test_what_a_kill_leaves_half_written_is_not_read(run: Run, tmp_path: Path) -> None:
     drawn = random.Random(0)
-    whole = run(Landscape(step_s), out=tmp_path / "whole")
+    whole = run(Landscape(quicker_collecting), out=tmp_path / "whole")
     (tmp_path / "cache" / "calibrations").rename(tmp_path / "kept")
     with pytest.raises(Killed):
-        run(Landscape(step_s, kill_at=7))
+        run(Landscape(quicker_collecting, kill_at=7))
     for name in ("segments/.partial-calibration-002-baseline.json", ".partial-results.json", ".partial-report.html"):
         (tmp_path / "out" / name).write_text('{"seconds"'[: drawn.randrange(12)])
-    resumed = run(Landscape(step_s), resume=True)
+    resumed = run(Landscape(quicker_collecting), resume=True)
     assert resumed.spent_s == whole.spent_s
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["arms"]) == 2
 
@@ -354,15 +347,17 @@ def test_a_pilot_that_hangs_is_given_up_when_the_budget_is(run: Run, tmp_path: P
             timeouts.append(timeout_s)
             return super().__call__(arm, folder, steps, timeout_s=timeout_s)
 
-    run(Machine(step_s), budget_s=600.0)
+    run(Machine(quicker_collecting), budget_s=600.0)
     assert timeouts[:2] == [600.0, 590.0]
     timeouts.clear()
-    run(Machine(step_s), out=tmp_path / "other", budget_s=None)
+    run(Machine(quicker_collecting), out=tmp_path / "other", budget_s=None)
     assert timeouts[:2] == [None, 1800.0]
 
 
 def test_nothing_is_calibrated_if_no_arm_can_run(run: Run) -> None:
-    machine = Landscape(step_s, failure=lambda recipe: "out of memory" if recipe.run.gc_every == 1 else None)
+    machine = Landscape(
+        quicker_collecting, failure=lambda recipe: "out of memory" if recipe.run.gc_every == 1 else None
+    )
     results = run(machine)
     assert [place.split("/")[-1] for place in machine.order] == ["pilot-000-baseline", "pilot-000-fast"]
     assert results.outcome.ended == "no arm could be measured"
@@ -387,7 +382,7 @@ class Gone(io.StringIO):
 
 def test_a_comparison_goes_on_when_nobody_reads_its_lines(run: Run, tmp_path: Path) -> None:
     told = Progress(lines=Gone(), bar=io.StringIO()).told()
-    assert run(Landscape(step_s), say=told.say).arms[1].verdict is not None
+    assert run(Landscape(quicker_collecting), say=told.say).arms[1].verdict is not None
 
 
 def test_a_failed_segment_of_any_words_comes_back_as_it_was(tmp_path: Path) -> None:

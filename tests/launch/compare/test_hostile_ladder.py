@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from landscape import Judge, Killed, Landscape, on_made_up_machines
+from landscape import Judge, Killed, Landscape, quicker_collecting
 
 from stepladder.launch.climb.notebook import Notebook
 from stepladder.launch.climb.screening import Screens
@@ -20,19 +20,11 @@ from stepladder.launch.compare.ladder_file import parse_rung
 from stepladder.launch.errors import UsageError
 from stepladder.launch.plan import make_plan
 from stepladder.launch.recipe import read
-from stepladder.launch.schema import Recipe
+
+pytestmark = pytest.mark.usefixtures("made_up_machines")
 
 RUNG = "collect=run.gc_every=1"
 Climb = Callable[..., Ladder]
-
-
-def step_s(recipe: Recipe) -> float:
-    return 0.1 * (0.8 if recipe.run.gc_every == 1 else 1.0)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_made_up_machines(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def test_a_folder_with_other_things_is_left_as_it_is(climb: Climb, tmp_path: Pat
     file.parent.mkdir(parents=True)
     file.write_text("mine")
     with pytest.raises(UsageError, match=rf"holds other things \({held.partition('/')[0]}\); choose a new folder"):
-        climb(Landscape(step_s))
+        climb(Landscape(quicker_collecting))
     assert file.read_text() == "mine"
     assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [file]
 
@@ -62,26 +54,26 @@ def test_a_folder_with_other_things_is_left_as_it_is(climb: Climb, tmp_path: Pat
 def test_what_was_killed_at_its_beginning_can_begin(climb: Climb, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".lock").touch()
-    assert climb(Landscape(step_s)).final is not None
+    assert climb(Landscape(quicker_collecting)).final is not None
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "{", "3"])
 def test_a_damaged_ladder_is_one_sentence(climb: Climb, tmp_path: Path, text: str) -> None:
     with pytest.raises(Killed):
-        climb(Landscape(step_s, kill_at=3))
+        climb(Landscape(quicker_collecting, kill_at=3))
     (tmp_path / "out" / "ladder.json").write_text(text)
     with pytest.raises(UsageError, match=r"^--resume: .*(holds no ladder|holds another ladder)"):
-        climb(Landscape(step_s), resume=True)
+        climb(Landscape(quicker_collecting), resume=True)
 
 
 def test_foreign_and_damaged_files_in_a_rung_change_nothing(climb: Climb, tmp_path: Path) -> None:
-    first = climb(Landscape(step_s))
+    first = climb(Landscape(quicker_collecting))
     rung = tmp_path / "out" / "rungs" / "01-collect"
     (rung / "segments" / "notes.json").write_text('{"a": 1}')
     (rung / "segments" / "pair-000-candidate.json").write_text('{"arm": "cand')
     for text in ('{"a": 1}', "[]", '{"budget_s": "x"}'):
         (rung / "results.json").write_text(text)
-        again = Landscape(step_s)
+        again = Landscape(quicker_collecting)
         assert climb(again, resume=True).rungs == first.rungs
     assert again.order == []
 
@@ -89,10 +81,10 @@ def test_foreign_and_damaged_files_in_a_rung_change_nothing(climb: Climb, tmp_pa
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rec', '{"recipe": 1, "measured": {"seconds": null}}'])
 def test_a_damaged_screen_is_measured_again(tmp_path: Path, tiny: Path, text: str) -> None:
     arm = Arm(name="candidate", plan=make_plan(read(str(tiny)), num_gpus=0))
-    first = Screens(path=tmp_path / "out" / "screens", declared=Declared(), measure=Landscape(step_s))
+    first = Screens(path=tmp_path / "out" / "screens", declared=Declared(), measure=Landscape(quicker_collecting))
     found = first.get("stack-00-0", arm)
     (tmp_path / "out" / "screens" / "stack-00-0.json").write_text(text)
-    again = Landscape(step_s)
+    again = Landscape(quicker_collecting)
     screens = Screens(path=first.path, declared=Declared(), measure=again)
     screens.load()
     assert screens.known == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from landscape import Judge, Killed, Landscape, on_made_up_machines
+from landscape import Judge, Killed, Landscape
 
 from stepladder.launch.compare.ablate import Ablation, ablate
 from stepladder.launch.compare.bench import Tools
@@ -25,6 +25,8 @@ from stepladder.launch.errors import UsageError
 from stepladder.launch.plan import make_plan
 from stepladder.launch.recipe import read
 from stepladder.launch.schema import Recipe
+
+pytestmark = pytest.mark.usefixtures("made_up_machines")
 
 RUNGS = (
     "bf16=strategies.amp={}",
@@ -42,11 +44,6 @@ def step_s(recipe: Recipe) -> float:
     factor *= FACTORS["compile"] if strategies.compile else 1.0
     factor *= FACTORS["together"] if strategies.compile and strategies.amp else 1.0
     return 0.1 * factor * (FACTORS["harmful"] if recipe.run.threads_per_rank == 3 else 1.0)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_made_up_machines(tmp_path, monkeypatch)
 
 
 Climb = Callable[..., Ladder]
